@@ -160,7 +160,7 @@ def draw_augmentation(images, labels, path, names=PAPER, rows=6):
     grid = figure.subplots(rows + 1, CLASSES)
     for row, batch in enumerate([images / 255, *versions]):
         for column, image in enumerate(batch):
-            grid[row, column].imshow(image.clamp(0, 1).permute(1, 2, 0))
+            grid[row, column].imshow(image.clamp(0, 1).permute(1, 2, 0).numpy())
             grid[row, column].axis("off")
             if row == 0:
                 grid[row, column].set_title(NAMES[column], fontsize=9)
@@ -168,12 +168,16 @@ def draw_augmentation(images, labels, path, names=PAPER, rows=6):
     save_figure(figure, path)
 
 
-def main(argv=None):
+def parse_args(argv=None):
     parser = Parser(__doc__)
     parser.add_argument("--data", default="data", help='folder of CIFAR-10, or "fake" (default: data)')
     parser.add_argument("--out", default="augment.png", metavar="PNG", help="the picture (default: augment.png)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws (default: 0)")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
     images, labels = load_data(args.data, train=True)
     torch.manual_seed(args.seed)
     draw_augmentation(images, labels, args.out)

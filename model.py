@@ -254,13 +254,17 @@ def save_figure(figure, path):
     write_file(path, buffer.getvalue())
 
 
-def main(argv=None):
+def parse_args(argv=None):
     parser = Parser(__doc__)
     parser.add_argument("--blocks", type=int, nargs=3, default=[4, 5, 3], help="blocks a stage (default: 4 5 3)")
     parser.add_argument("--widths", type=int, nargs=3, default=[64, 128, 256], help="channels (default: 64 128 256)")
     parser.add_argument("--plain", action="store_true", help="no skips: the paper's baseline")
     parser.add_argument("--figure", metavar="PNG", help="also draw the network into this file")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
     check_size(args.blocks, args.widths, not args.plain)
     model = ResNet(args.blocks, args.widths, residual=not args.plain)
     print(f"{'stage':<12}{'output':<16}{'blocks':>6}{'parameters':>12}")

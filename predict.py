@@ -11,6 +11,7 @@ import csv
 import io
 import pickle
 import re
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -25,7 +26,6 @@ from model import (CLASSES, Parser, ResNet, UserError, check_folder, check_size,
                    save_figure, write_file)
 
 MAX_IMAGES = 200_000                    # 614 MB
-MAX_PIXELS = 50_000_000                 # of one picture, before it is resized to 32x32
 MAX_CHECKPOINT = 200_000_000            # bytes; last.pt of the 4.99M network has 80 MB
 PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm"}
 
@@ -136,7 +136,7 @@ def read_images(path):
             images = to_images(np.load(path, mmap_mode="r", allow_pickle=False), path)
             return list(range(len(images))), images
         return read_pickle(path)
-    except (UserError, KeyboardInterrupt):
+    except UserError:
         raise
     except Exception as error:                  # a damaged file fails in any of a dozen ways
         raise UserError(f"cannot read {path} as images ({type(error).__name__}: {str(error)[:200]}): "
@@ -181,29 +181,23 @@ class ArrayUnpickler(pickle._Unpickler):
     """
 
     def find_class(self, module, name):
-        module = module.replace("numpy._core", "numpy.core")            # numpy 2 and numpy 1
-        admitted = {
-            ("numpy", "ndarray"): "ndarray",            # only ever an argument of _reconstruct
-            ("numpy", "dtype"): np.dtype,
-            ("numpy.core.multiarray", "_reconstruct"): empty_array,
-            ("numpy.core.multiarray", "scalar"): np.dtype(np.int64).type(0).__reduce__()[0],
-            ("numpy.core.numeric", "_frombuffer"): array_from_buffer,
-            ("_codecs", "encode"): encode_latin1,       # how protocol 2 holds bytes
-        }
-        if (module, name) not in admitted:
-            raise UserError(f"the pickle wants to load {module}.{name}, which no array needs: refused, nothing was run")
-        return admitted[module, name]
+        where = module.replace("numpy._core", "numpy.core")             # numpy 2 and numpy 1
+        if (where, name) in {("numpy", "dtype"), ("numpy.core.multiarray", "scalar"), ("numpy.core.numeric", "_frombuffer")}:
+            return super().find_class(module, name)
+        if (where, name) == ("numpy.core.multiarray", "_reconstruct"):
+            return empty_array
+        if (where, name) == ("numpy", "ndarray"):
+            return "ndarray"                                            # an argument of _reconstruct, never called
+        if (where, name) == ("_codecs", "encode"):                      # how protocol 2 holds bytes
+            return encode_latin1
+        raise UserError(f"the pickle wants to load {module}.{name}, which no array needs: refused, nothing was run")
 
 
 def empty_array(kind, shape, dtype):
-    """numpy's _reconstruct as real pickles call it: nothing yet, the content follows."""
+    """numpy's _reconstruct as real pickles call it: nothing yet, the content follows. Others could claim all memory."""
     if kind != "ndarray" or shape != (0,):
         raise ValueError("not how numpy writes an array")
     return np.empty(0, np.uint8)
-
-
-def array_from_buffer(buffer, dtype, shape, order):
-    return np.frombuffer(buffer, dtype).reshape(shape, order=order)
 
 
 def encode_latin1(text, encoding):
@@ -227,14 +221,13 @@ def read_pictures(path):
 def read_picture(file):
     """uint8 (3, 32, 32) of one picture file, resized if it has another size."""
     try:
-        with Image.open(file, formats=["PNG", "JPEG", "BMP", "WEBP", "PPM"]) as picture:    # EPS would run Ghostscript
-            if picture.width * picture.height > MAX_PIXELS:     # known from the header, before anything is decoded
-                raise UserError(f"{file} has {picture.width} x {picture.height} pixels, the limit is {MAX_PIXELS:,}")
-            return TF.pil_to_tensor(picture.convert("RGB").resize((32, 32), Image.Resampling.BICUBIC))
-    except (UserError, KeyboardInterrupt):
-        raise
-    except Exception as error:
-        raise UserError(f"{file} is no picture that can be read ({type(error).__name__})") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)      # over 89 million pixels by its header
+            with Image.open(file, formats=["PNG", "JPEG", "BMP", "WEBP", "PPM"]) as picture:    # EPS would run programs
+                return TF.pil_to_tensor(picture.convert("RGB").resize((32, 32), Image.Resampling.BICUBIC))
+    except Exception as error:                  # a damaged file fails in any of a dozen ways
+        raise UserError(f"{file} is no picture that can be read ({str(error)[:200]})") from None
 
 
 # ---- what comes out ----------------------------------------------------------------------------------------
@@ -276,7 +269,7 @@ def draw_confusion(matrix, names, path, title):
     figure = Figure(figsize=(7, 6.2), layout="constrained")
     axes = figure.subplots()
     share = matrix / matrix.sum(1, keepdim=True).clamp(min=1)
-    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    axes.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=1)
     for row in range(CLASSES):
         for column in range(CLASSES):
             axes.text(column, row, f"{matrix[row, column].item()}", ha="center", va="center", fontsize=8,
@@ -286,7 +279,7 @@ def draw_confusion(matrix, names, path, title):
     save_figure(figure, path)
 
 
-def main(argv=None):
+def parse_args(argv=None):
     parser = Parser(__doc__)
     parser.add_argument("--ckpt", required=True, metavar="PT", help="checkpoint of train.py: best.pt or weights/*.pt")
     parser.add_argument("--data", default="data", help='folder of CIFAR-10, or "fake": predict its test set (default: data)')
@@ -294,7 +287,11 @@ def main(argv=None):
     parser.add_argument("--out", default="submission.csv", metavar="CSV", help="the CSV (default: submission.csv)")
     parser.add_argument("--tta", action="store_true", help="average each image and its mirror image: twice the time")
     parser.add_argument("--device", help="cpu, cuda or mps (default: the accelerator if there is one)")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
     device = pick_device(args.device)
     model, checkpoint = load_checkpoint(args.ckpt)
     check_folder(Path(args.out).parent)

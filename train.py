@@ -343,6 +343,8 @@ def main(argv=None):
             history.append(row)
             save(out, model, optimizer, scheduler, scaler, ema, args, history)
             say_row(row, args, (time.perf_counter() - begin) / (epoch - done) * (args.epochs - epoch))
+        bar.close()
+        report(out, args, device, amp, time.perf_counter() - start, argv)
     except KeyboardInterrupt as stop:
         saved = f"{out / 'last.pt'} holds epoch {len(history)}" if history else "no epoch is saved yet"
         more = ["--resume"] if history and not args.resume else []
@@ -350,7 +352,6 @@ def main(argv=None):
         raise
     finally:
         bar.close()
-    report(out, args, device, amp, time.perf_counter() - start, argv)
 
 
 def report(out, args, device, amp, seconds, argv):

@@ -64,14 +64,18 @@ def train(name, flags, folder, data, threads):
     return f"{name}: {'done' if status == 0 else f'failed with status {status}, see {folder}/terminal.log'}"
 
 
-def main(argv=None):
+def parse_args(argv=None):
     parser = Parser(__doc__)
     parser.add_argument("set", nargs="?", help=f"one of {' '.join(SETS)}")
     parser.add_argument("--data", default="data", help="folder of CIFAR-10 (default: data)")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side, sharing the CPU's cores (default: 1)")
     parser.add_argument("--only", nargs="*", metavar="NAME", help="these runs of the set (default: all)")
     parser.add_argument("--list", action="store_true", help="print the commands, run nothing")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
     if args.list:
         for name, (base, runs) in SETS.items():
             for run_name, flags in runs.items():
