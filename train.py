@@ -96,42 +96,67 @@ def parameter_groups(model, weight_decay, decay):
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
+def build(args, steps, device, amp):
+    """The network and what trains it: (model, optimizer, scheduler, scaler, ema or None). steps: of an epoch."""
+    torch.manual_seed(args.seed)
+    model = ResNet(args.blocks, args.widths, not args.plain, args.dropout).to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(parameter_groups(model, args.weight_decay, args.decay), lr=args.lr, fused=True)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: lr_factor(step, args.epochs * steps, round(args.warmup * steps)))
+    scaler = torch.amp.GradScaler(device.type, enabled=amp == torch.float16)
+    ema = None
+    if args.ema:        # use_buffers: the averaged network needs averaged batch norm statistics too
+        ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(args.ema ** EMA_EVERY), use_buffers=True)
+    return model, optimizer, scheduler, scaler, ema
+
+
+def autocast(device, amp):
+    """The context in which the network computes in `amp`, or in float32 if that is None."""
+    return torch.autocast(device.type, amp, enabled=amp is not None)
+
+
 def seconds_a_step(model, batch_size, precision):
-    """Time three training steps on a copy of the network, to say beforehand how long the run will take."""
+    """Time two training steps on a copy of the network, to say beforehand how long the run will take."""
     device, model = next(model.parameters()).device, copy.deepcopy(model).train()
     x = torch.zeros(batch_size, 3, 32, 32, device=device)                               # (B, 3, 32, 32)
-    for step in range(4):
+    for step in range(3):
         with precision:
             loss = model(x).square().mean()
         loss.backward()
         loss.item()                         # waits for the device
         if step == 0:                       # the first step chooses kernels
             start = time.perf_counter()
-    return (time.perf_counter() - start) / 3
+    return (time.perf_counter() - start) / 2
 
 
 # ---- saving and restoring ----------------------------------------------------------------------------------
 
 
 def save(out, model, optimizer, scheduler, scaler, ema, args, history):
-    """Write what an epoch leaves behind. last.pt comes last: until it is whole, --resume does the epoch again."""
+    """Write what an epoch leaves behind: first last.pt, which holds all, then the files that are made from it."""
     def on_cpu(module):
         return {name: tensor.cpu() for name, tensor in module.state_dict().items()}
     weights = on_cpu(model)
-    checkpoint = {"model": on_cpu(ema.module) if ema else weights, "config": model.config, "classes": NAMES,
-                  "mean": MEAN, "std": STD, "epoch": len(history), "settings": settings(args)}
+    checkpoint = {
+        "model": on_cpu(ema.module) if ema else weights, "config": model.config, "classes": NAMES, "mean": MEAN, "std": STD,
+        "epoch": len(history), "settings": settings(args), "training": {
+            "model": weights, "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(),
+            "scaler": scaler.state_dict(), "ema": ema.state_dict() if ema else None, "history": history}}
+    write_checkpoint(out / "last.pt", checkpoint)
+    write_results(out, checkpoint)
+
+
+def write_results(out, checkpoint):
+    """log.csv, curves.png and, if the epoch is the best so far, best.pt: what last.pt holds without --resume's part."""
+    history = checkpoint["training"]["history"]
     if best_epoch(history) == len(history):
-        write_checkpoint(out / "best.pt", checkpoint)
+        write_checkpoint(out / "best.pt", {key: value for key, value in checkpoint.items() if key != "training"})
     text = io.StringIO()
     writer = csv.DictWriter(text, history[0], lineterminator="\n")
     writer.writeheader()
     writer.writerows(history)
     write_file(out / "log.csv", text.getvalue().encode())
     draw_curves(history, out / "curves.png")
-    checkpoint["training"] = {
-        "model": weights, "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(),
-        "scaler": scaler.state_dict(), "ema": ema.state_dict() if ema else None, "history": history}
-    write_checkpoint(out / "last.pt", checkpoint)
 
 
 def restore(path, model, optimizer, scheduler, scaler, ema, args):
@@ -151,7 +176,8 @@ def restore(path, model, optimizer, scheduler, scaler, ema, args):
         scaler.load_state_dict(training["scaler"])
         if ema:
             ema.load_state_dict(training["ema"])
-        return list(training["history"])
+        write_results(path.parent, checkpoint)      # the run may have been killed before it wrote them
+        return training["history"]
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise UserError(f"{path} cannot be resumed: its training state is incomplete ({error})") from None
 
@@ -307,18 +333,12 @@ def main(argv=None):
     images, labels = load_data(args.data, train=True)
     check_args(args, len(images))
     train, val = split(labels, args.val_size, args.seed)
-    images, labels = images.to(device), labels.to(device)
+    train_images, train_labels = images[train].to(device), labels[train].to(device)     # uint8 (45000, 3, 32, 32), (45000,)
+    val_images, val_labels = images[val].to(device), labels[val].to(device)
     out, steps = Path(args.out), len(train) // args.batch_size
-
-    torch.manual_seed(args.seed)
-    model = ResNet(args.blocks, args.widths, not args.plain, args.dropout).to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(parameter_groups(model, args.weight_decay, args.decay), lr=args.lr, fused=True)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: lr_factor(step, args.epochs * steps, round(args.warmup * steps)))
-    scaler = torch.amp.GradScaler(device.type, enabled=amp == torch.float16)
-    ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(args.ema ** EMA_EVERY), use_buffers=True) if args.ema else None
-    precision = torch.autocast(device.type, amp, enabled=amp is not None)
-    history = restore(out / "last.pt", model, optimizer, scheduler, scaler, ema, args) if args.resume else []
+    model, *trainer = build(args, steps, device, amp)       # trainer: optimizer, scheduler, scaler, ema
+    precision, ema = autocast(device, amp), trainer[-1]
+    history = restore(out / "last.pt", model, *trainer, args) if args.resume else []
     network = torch.compile(model, mode="reduce-overhead") if args.compile else model   # shares the weights of model
 
     todo = args.epochs - len(history)
@@ -330,18 +350,17 @@ def main(argv=None):
     try:
         for epoch in range(done + 1, args.epochs + 1):
             torch.manual_seed(args.seed * 1_000_003 + epoch)    # an epoch's randomness is (seed, epoch), so it can be redone
-            lr, tick = optimizer.param_groups[0]["lr"], time.perf_counter()
-            train_loss, train_acc = train_epoch(
-                network, images[train], labels[train], optimizer, scheduler, scaler, ema, precision, bar, args)
+            lr, tick = trainer[0].param_groups[0]["lr"], time.perf_counter()
+            train_loss, train_acc = train_epoch(network, train_images, train_labels, *trainer, precision, bar, args)
             seconds = time.perf_counter() - tick
             row = {"epoch": epoch, "lr": lr, "train_loss": train_loss, "train_acc": train_acc, "val_loss": None, "val_acc": None}
             if len(val):
-                logits = predict(ema.module if ema else model, images[val], normalisation(), amp)
-                row["val_loss"] = F.cross_entropy(logits, labels[val]).item()
-                row["val_acc"] = accuracy(logits, labels[val])
+                logits = predict(ema.module if ema else model, val_images, normalisation(), amp)
+                row["val_loss"] = F.cross_entropy(logits, val_labels).item()
+                row["val_acc"] = accuracy(logits, val_labels)
             row |= {"images_per_s": round(steps * args.batch_size / seconds, 1), "seconds": round(seconds, 3)}
             history.append(row)
-            save(out, model, optimizer, scheduler, scaler, ema, args, history)
+            save(out, model, *trainer, args, history)
             say_row(row, args, (time.perf_counter() - begin) / (epoch - done) * (args.epochs - epoch))
         bar.close()
         report(out, args, device, amp, time.perf_counter() - start, argv)
