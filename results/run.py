@@ -47,6 +47,26 @@ SETS = {    # set: (flags of all its runs, {run: its own flags})
         "single-draws-s0": "--epochs 30 --group 1", "single-draws-s1": "--epochs 30 --group 1 --seed 1",
         "base-30-s1": "--epochs 30 --seed 1",
     }),
+    "tune-cpu": (f"--recipe strong {CPU} --augment crop flip --mix none --warmup 1 --ema 0.99", {
+        "light": "", "no-ema": "--ema 0", "lr-1e-2": "--lr 1e-2", "cutmix": "--mix cutmix", "trivial": "--augment crop flip trivial",
+        "batch-64": "--batch-size 64",
+    }),
+    "strong-cpu": ("--recipe strong --blocks 2 2 2 --widths 32 64 128 --augment crop flip --mix none --warmup 1 --ema 0.99", {
+        "best-in-half-an-hour": "--epochs 15",
+    }),
+    "tune-gpu": ("--recipe strong --epochs 25", {
+        "as-it-is": "", "light": "--augment crop flip", "autoaugment": "--augment crop flip autoaugment",
+        "erasing": "--augment crop flip trivial erasing", "no-mix": "--mix none", "mixup": "--mix mixup", "both": "--mix both",
+        "lr-1e-3": "--lr 1e-3", "lr-6e-3": "--lr 6e-3", "decay-0.03": "--weight-decay 0.03", "decay-0.3": "--weight-decay 0.3",
+        "batch-256": "--batch-size 256", "no-smoothing": "--label-smoothing 0", "no-ema": "--ema 0", "decay-all": "--decay all",
+    }),
+    "strong-gpu": ("--recipe strong", {
+        **{f"split-s{seed}": f"--seed {seed}" for seed in range(3)},
+        **{f"all-s{seed}": f"--val-size 0 --seed {seed}" for seed in range(3)},
+        "long": "--val-size 0 --epochs 600",
+        **{f"{epochs}-epochs-s{seed}": f"--augment crop flip --mix none --warmup 2 --epochs {epochs} --seed {seed}"
+           for epochs in (10, 15, 30) for seed in range(3)},
+    }),
 }
 
 

@@ -1,0 +1,164 @@
+"""Write the tables of README.md and results/README.md anew from the logs: no number in them is typed by hand.
+
+    python results/tables.py            # fills what stands between <!-- NAME --> and <!-- /NAME -->
+    python results/tables.py --check    # changes nothing; says what is out of date and exits with 2
+"""
+import csv
+import json
+import re
+import statistics
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT / "results"))
+
+from model import Parser, UserError, run, write_file        # noqa: E402
+from run import SETS                                        # noqa: E402
+
+
+def load_runs():
+    """{set/name: what result.json and log.csv say} of every finished run."""
+    runs = {}
+    for path in sorted((ROOT / "results").glob("*/*/result.json")):
+        with open(path.with_name("log.csv"), newline="") as file:
+            runs[f"{path.parent.parent.name}/{path.parent.name}"] = json.loads(path.read_text()) | {"log": list(csv.DictReader(file))}
+    return runs
+
+
+def table(head, rows):
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def percent(values):
+    """Mean, and the standard deviation of two or more."""
+    values = [100 * value for value in values]
+    return f"{statistics.mean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
+
+
+class Results:
+    """Short names for what the tables ask of the runs; a run that is missing is `open`."""
+
+    def __init__(self, runs):
+        self.runs = runs
+
+    def of(self, key, *names, part="cpu"):
+        """Test or validation accuracy, say of("val", "base-s0", "base-s1"), in percent, or `open`."""
+        found = [self.runs.get(f"claims-{part}/{name}") for name in names]
+        if key == "train":
+            return percent([float(run["log"][-1]["train_acc"]) for run in found]) if all(found) else "open"
+        return percent([run[f"{key}_acc"] for run in found]) if all(found) else "open"
+
+    def minutes(self, *names, part="cpu"):
+        found = [self.runs.get(f"claims-{part}/{name}") for name in names]
+        return f"{sum(run['seconds'] for run in found) / 60:.0f}" if all(found) else "open"
+
+
+# One row a question: (question, what the paper says, names on the CPU, names on the GPU, verdict).
+CLAIMS = [
+    ("the recipe: test accuracy", "93 to 94 (validation)", ["base-s0", "base-s1"], ["paper-s0", "paper-s1", "paper-s2"],
+     "open at full size"),
+    ("as drawn, blocks 2 2 2", "the same, for \"4.99M\"", ["middle"], ["drawn-2-2-2"], "open at full size"),
+    ("12 blocks, residual", "93 to 94", ["residual-4-5-3"], ["paper-s0"], "VERDICT residual"),
+    ("12 blocks, plain", "about 75", ["plain-4-5-3"], ["plain-4-5-3"], "VERDICT plain"),
+    ("27 blocks, residual", "-", ["residual-9-9-9"], ["residual-9-9-9"], "VERDICT deep residual"),
+    ("27 blocks, plain", "\"slower, degraded\"", ["plain-9-9-9"], ["plain-9-9-9"], "VERDICT deep plain"),
+    ("without label smoothing", "\"noticeable\" loss", ["no-smoothing"], ["no-smoothing"], "VERDICT"),
+    ("without AutoAugment", "\"noticeable\" loss", ["no-autoaugment"], ["no-autoaugment"], "VERDICT"),
+    ("without erasing", "a loss", ["no-erasing"], ["no-erasing"], "VERDICT"),
+    ("without rotation", "a loss", ["no-rotation"], ["no-rotation"], "VERDICT"),
+    ("without jitter", "a loss", ["no-jitter"], ["no-jitter"], "VERDICT"),
+    ("crop and flip alone", "a loss", ["crop-and-flip"], ["crop-and-flip"], "VERDICT"),
+    ("wide early", "helps", ["wide-early"], ["wide-early"], "VERDICT"),
+    ("equal size, deeper", "-", ["deep"], ["residual-9-9-9"], "VERDICT"),
+    ("lr 1e-4, weight decay 0.01", "-", ["decay-0.01"], ["base-30"], "VERDICT"),
+    ("lr 1e-4, weight decay 0.1", "-", ["decay-0.1"], ["decay-0.1"], "VERDICT"),
+    ("lr 1e-4, weight decay 1", "-", ["decay-1"], ["decay-1"], "VERDICT"),
+    ("lr 1e-4, weight decay 3", "-", ["decay-3"], ["decay-3"], "VERDICT"),
+    ("one draw an image, `--group 1`", "-", ["single-draws-s0", "single-draws-s1"], ["single-draws-s0", "single-draws-s1"], "VERDICT"),
+]
+
+
+def claims(results):
+    rows = []
+    for question, paper, cpu, gpu, verdict in CLAIMS:
+        rows.append([question, paper, results.of("test", *cpu), results.minutes(*cpu), f"`{' '.join(cpu)}`",
+                     results.of("test", *gpu, part="gpu"), f"`{' '.join(gpu)}`", verdict])
+    return table(["question", "paper, %", "two cores, small network: test %", "minutes", "names in `claims-cpu`",
+                  "4.99M network: test %", "names in `claims-gpu`", "verdict"], rows)
+
+
+def all_runs(runs):
+    rows = [[name, f"`{run['command']}`", run["settings"]["seed"], f"{run['parameters']:,}", run["device"], run["torch"],
+             f"{run['seconds'] / 60:.1f}", "-" if run["val_acc"] is None else f"{run['val_acc']:.2%}", f"{run['test_acc']:.2%}",
+             f"{run['epoch']}/{run['settings']['epochs']}"] for name, run in runs.items()]
+    return table(["run", "command", "seed", "parameters", "device", "torch", "minutes", "validation", "test", "epoch"], rows)
+
+
+def open_runs(runs):
+    """Commands of the runs that nobody has finished, set by set."""
+    lines = []
+    for name, (base, own) in SETS.items():
+        missing = [run_name for run_name in own if f"{name}/{run_name}" not in runs]
+        if missing:
+            lines.append(f"- `python results/run.py {name}`: {len(missing)} of {len(own)} runs are open ({', '.join(missing)})")
+    return "\n".join(lines) or "none"
+
+
+def tuning(runs):
+    """Validation accuracy of every recipe that was tried, best first."""
+    rows = [[name, f"`{SETS[name.split('/')[0]][1][name.split('/')[1]]}`", f"{run['val_acc']:.2%}", run["settings"]["epochs"]]
+            for name, run in runs.items() if name.startswith("tune-")]
+    return table(["run", "flags beside those of its set", "validation", "epochs"], sorted(rows, key=lambda row: row[2], reverse=True))
+
+
+def robustness():
+    names, columns = [], {}
+    for path in sorted((ROOT / "results/robustness").glob("*.csv")):
+        names.append(path.stem)
+        with open(path, newline="") as file:
+            for row in csv.DictReader(file):
+                columns.setdefault((row["corruption"], row["strength"]), {})[path.stem] = f"{float(row['test_acc']):.2%}"
+    return table(["pictures", *names], [
+        [f"{kind} {strength}" if kind != "none" else "as they are", *(found.get(name, "open") for name in names)]
+        for (kind, strength), found in columns.items()])
+
+
+def fill(path, parts, check):
+    """Put each part between its markers; returns the names whose text changed."""
+    text, changed = path.read_text(), []
+    for name, content in parts.items():
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        if pattern.search(text):
+            new = pattern.sub(lambda found: f"{found[1]}{content}\n{found[2]}", text)
+            changed += [name] if new != text else []
+            text = new
+    if changed and not check:
+        write_file(path, text.encode())
+    return changed
+
+
+def parse_args(argv=None):
+    parser = Parser(__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit with 2 if a table is out of date")
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    runs = load_runs()
+    parts = {"claims": claims(Results(runs)), "runs": all_runs(runs), "open": open_runs(runs), "tuning": tuning(runs),
+             "robustness": robustness()}
+    for path in (ROOT / "results").glob("*.txt"):       # what a benchmark printed stands in the README as it is
+        parts[path.stem] = f"```\n{path.read_text().strip()}\n```"
+    changed = [f"{path.name}: {name}" for path in (ROOT / "README.md", ROOT / "results/README.md")
+               for name in fill(path, parts, args.check)]
+    if args.check and changed:
+        raise UserError(f"out of date: {', '.join(changed)}; python results/tables.py writes them anew")
+    print("\n".join(changed) or "every table is up to date")
+
+
+if __name__ == "__main__":
+    run(main)
