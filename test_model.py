@@ -708,7 +708,7 @@ def bad_calls(folder, best):
                        (["--widths", "65", "128", "256"], "5,003,199 parameters, the budget is fewer than 5,000,000"),
                        (["--blocks", "0", "1", "1"], "make no network"), (["--out", str(folder / "file")], "cannot write to"),
                        (["--epochs", "0"], "invalid integer from 1 value: '0'"), (["--lr", "nan"], "invalid number from 0"),
-                       (["--val-size", "10000"], "leave at least one batch"), (["--val-size", "55"], "multiple of 10"),
+                       (["--val-size", "10000"], "less than one batch of 128"), (["--val-size", "55"], "multiple of 10"),
                        (["--warmup", "100"], "--warmup 100 must be shorter"), (["--recipe", "best"], "invalid choice"),
                        (["--augment", "blur"], "invalid choice"), (["--nonsense"], "unrecognized arguments")):
         yield train, ["--data", "fake", "--out", str(folder / "run"), *flags], why
@@ -800,20 +800,18 @@ def test_a_damaged_archive_is_never_data(server, tmp_path, monkeypatch):
 
 
 def readme_commands():
-    text = re.sub(r"\\\n\s*", "", (HERE / "README.md").read_text())
-    for line in re.findall(r"^[ !]*(python \S+\.py[^\n#]*)", "\n".join(re.findall(r"```.*?```", text, re.DOTALL)), re.MULTILINE):
-        yield line.split("&&")[0].strip()
-    for line in re.findall(r"`(python \S+\.py[^`\n]*)`", text):
-        yield line.strip()
+    """Every `python SCRIPT.py ...` of the README, in a block or in a line."""
+    text = (HERE / "README.md").read_text()
+    for part in re.findall(r"```.*?```", text, re.DOTALL) + re.findall(r"`[^`\n]+`", text):
+        yield from (command.strip() for command in re.findall(r"python [\w./]+\.py[^\n#&`]*", part))
 
 
 def test_every_command_in_the_readme_parses():
     commands = [shlex.split(command)[1:] for command in readme_commands()]
-    assert {"train.py", "predict.py", "data.py", "model.py", "benchmarks/speed.py"} <= {command[0] for command in commands}
+    assert {"train.py", "predict.py", "data.py", "model.py", "results/run.py"} <= {command[0] for command in commands}
     for name, *flags in commands:
         assert (HERE / name).is_file(), name
-        if "../shared" not in name:
-            script(name).parse_args(flags)
+        script(name).parse_args([] if flags == ["--help"] else flags)
 
 
 def test_every_default_that_the_readme_quotes_is_the_real_one():
@@ -824,6 +822,10 @@ def test_every_default_that_the_readme_quotes_is_the_real_one():
         real = args[name.replace("-", "_")]
         shown = " ".join(map(str, real)) if isinstance(real, list) else real
         assert value == shown or float(value) == real, name
+
+
+def test_every_table_of_numbers_is_what_the_logs_say():
+    script("results/tables.py").main(["--check"])
 
 
 # ---- the real data -----------------------------------------------------------------------------------------

@@ -134,14 +134,11 @@ def seconds_a_step(model, batch_size, precision):
 
 def save(out, model, optimizer, scheduler, scaler, ema, args, history):
     """Write what an epoch leaves behind: first last.pt, which holds all, then the files that are made from it."""
-    def on_cpu(module):
-        return {name: tensor.cpu() for name, tensor in module.state_dict().items()}
-    weights = on_cpu(model)
-    checkpoint = {
-        "model": on_cpu(ema.module) if ema else weights, "config": model.config, "classes": NAMES, "mean": MEAN, "std": STD,
+    checkpoint = on_cpu({
+        "model": (ema.module if ema else model).state_dict(), "config": model.config, "classes": NAMES, "mean": MEAN, "std": STD,
         "epoch": len(history), "settings": settings(args), "training": {
-            "model": weights, "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(),
-            "scaler": scaler.state_dict(), "ema": ema.state_dict() if ema else None, "history": history}}
+            "model": model.state_dict(), "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(),
+            "scaler": scaler.state_dict(), "ema": ema.state_dict() if ema else None, "history": history}})
     write_checkpoint(out / "last.pt", checkpoint)
     write_results(out, checkpoint)
 
@@ -180,6 +177,15 @@ def restore(path, model, optimizer, scheduler, scaler, ema, args):
         return training["history"]
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise UserError(f"{path} cannot be resumed: its training state is incomplete ({error})") from None
+
+
+def on_cpu(state):
+    """The same with every tensor on the CPU, so that any machine can load it, and with plain dicts and lists."""
+    if isinstance(state, dict):
+        return {key: on_cpu(value) for key, value in state.items()}
+    if isinstance(state, list):
+        return [on_cpu(value) for value in state]
+    return state.cpu() if isinstance(state, torch.Tensor) else state
 
 
 def write_checkpoint(path, checkpoint):
@@ -288,12 +294,11 @@ def both(name):
     return f"({shown[0]} / {shown[1]})"
 
 
-def check_args(args, n_train):
-    """Raise UserError for flags that contradict each other, the data or what lies in --out."""
+def check_args(args):
+    """Raise UserError, before anything is loaded, for flags that contradict each other or what lies in --out."""
     check_size(args.blocks, args.widths, not args.plain)
-    if args.val_size % CLASSES or n_train - args.val_size < args.batch_size:
-        raise UserError(f"--val-size {args.val_size} must be a multiple of {CLASSES} and leave at least one batch of "
-                        f"{args.batch_size} of the {n_train:,} training images")
+    if args.val_size % CLASSES:
+        raise UserError(f"--val-size {args.val_size} must be a multiple of {CLASSES}: as many images of each class")
     if args.warmup >= args.epochs:
         raise UserError(f"--warmup {args.warmup:g} must be shorter than the run of {args.epochs} epochs")
     check_folder(args.out)
@@ -330,12 +335,15 @@ def main(argv=None):
     torch.backends.cudnn.benchmark = not args.deterministic
     device = pick_device(args.device)
     amp = pick_amp(device, args.amp)
+    check_args(args)
     images, labels = load_data(args.data, train=True)
-    check_args(args, len(images))
     train, val = split(labels, args.val_size, args.seed)
     train_images, train_labels = images[train].to(device), labels[train].to(device)     # uint8 (45000, 3, 32, 32), (45000,)
     val_images, val_labels = images[val].to(device), labels[val].to(device)
     out, steps = Path(args.out), len(train) // args.batch_size
+    if steps == 0:
+        raise UserError(f"--val-size {args.val_size} leaves {len(train):,} of {len(images):,} images to train on: "
+                        f"less than one batch of {args.batch_size}")
     model, *trainer = build(args, steps, device, amp)       # trainer: optimizer, scheduler, scaler, ema
     precision, ema = autocast(device, amp), trainer[-1]
     history = restore(out / "last.pt", model, *trainer, args) if args.resume else []
@@ -346,7 +354,7 @@ def main(argv=None):
           f"{len(val):,} validation images, {device_name(device)}, {str(amp or torch.float32)[6:]}, torch {torch.__version__}")
     print(f"{todo} epochs of {steps} steps: about {duration(todo * steps * seconds_a_step(model, args.batch_size, precision))}")
     begin, done = time.perf_counter(), len(history)
-    bar = tqdm(total=args.epochs * steps, initial=done * steps, desc="training", unit="step", disable=None)
+    bar = tqdm(total=args.epochs * steps, initial=done * steps, desc="training", unit="step", smoothing=0, disable=None)
     try:
         for epoch in range(done + 1, args.epochs + 1):
             torch.manual_seed(args.seed * 1_000_003 + epoch)    # an epoch's randomness is (seed, epoch), so it can be redone
