@@ -91,13 +91,12 @@ def fake_data(train, seed=0):
     figures = torch.rand(CLASSES, 1, 8, 4, generator=torch.Generator().manual_seed(seed)) < 0.5
     figures = torch.cat([figures, figures.flip(3)], dim=3).float()                          # (10, 1, 8, 8)
     figures = F.pad(F.interpolate(figures, scale_factor=3), (4, 4, 4, 4)).bool()            # (10, 1, 32, 32)
-    n, generator = (10_000, torch.Generator().manual_seed(seed + 1)) if train else (
-        2_000, torch.Generator().manual_seed(seed + 2))
+    n, generator = (10_000 if train else 2_000), torch.Generator().manual_seed(seed + (1 if train else 2))
     labels = torch.arange(n) % CLASSES
-    ink, paper = torch.randint(160, 256, (n, 3, 1, 1), generator=generator), torch.randint(
-        0, 96, (n, 3, 1, 1), generator=generator)
-    noise = torch.randint(-40, 41, (n, 3, 32, 32), generator=generator)
-    images = torch.where(figures[labels], ink, paper) + noise
+
+    def draw(low, high, *shape):
+        return torch.randint(low, high, (n, 3, *shape), generator=generator, dtype=torch.int16)
+    images = torch.where(figures[labels], draw(160, 256, 1, 1), draw(0, 96, 1, 1)) + draw(-40, 41, 32, 32)
     return images.clamp(0, 255).to(torch.uint8), labels
 
 
