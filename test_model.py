@@ -367,6 +367,13 @@ def test_training_learns_and_leaves_every_file(trained):
     assert not list(trained.glob("*.part"))
 
 
+def test_the_best_epoch_is_the_first_with_the_highest_validation_accuracy():
+    def run(*accuracies):
+        return [{"epoch": i + 1, "val_acc": value} for i, value in enumerate(accuracies)]
+    assert train.best_epoch(run(0.5, 0.7, 0.7, 0.6)) == 2 and train.best_epoch(run(0.1)) == 1
+    assert train.best_epoch(run(None, None, None)) == 3
+
+
 def test_checkpoint_round_trip_gives_equal_logits(trained):
     net, checkpoint = predict.load_checkpoint(trained / "best.pt")
     rebuilt = ResNet(**checkpoint["config"])

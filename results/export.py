@@ -1,6 +1,6 @@
 """Make a small file of a checkpoint's weights: half precision, nothing but what predict.py needs.
 
-    python results/export.py results/strong-cpu/best-in-half-an-hour/best.pt weights/strong.pt
+    python results/export.py results/strong-cpu/twelve-epochs/best.pt weights/strong.pt
 """
 import sys
 from pathlib import Path

@@ -52,7 +52,7 @@ SETS = {    # set: (flags of all its runs, {run: its own flags})
         "batch-64": "--batch-size 64",
     }),
     "strong-cpu": ("--recipe strong --blocks 2 2 2 --widths 32 64 128 --augment crop flip --mix none --warmup 1 --ema 0.99", {
-        "best-in-half-an-hour": "--epochs 15",
+        "twelve-epochs": "--epochs 12",
     }),
     "tune-gpu": ("--recipe strong --epochs 25", {
         "as-it-is": "", "light": "--augment crop flip", "autoaugment": "--augment crop flip autoaugment",
