@@ -18,7 +18,7 @@ from torchvision import datasets
 from torchvision.datasets.utils import check_integrity
 from torchvision.transforms import v2
 
-from model import CLASSES, Parser, UserError, run, save_figure
+from model import CLASSES, Parser, UserError, check_file, run, save_figure
 
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 MEAN = [0.4914, 0.4822, 0.4465]     # of all 50,000 training images; 0.2023, 0.1994, 0.2010, often seen as
@@ -177,6 +177,7 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
+    check_file(args.out)
     images, labels = load_data(args.data, train=True)
     torch.manual_seed(args.seed)
     draw_augmentation(images, labels, args.out)

@@ -12,6 +12,7 @@ scripts share: the checkpoint file, the choice of device and the one way in whic
 import argparse
 import io
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -100,8 +101,8 @@ def parameter_count(blocks, widths, residual=True):
 
 def check_size(blocks, widths, residual=True):
     """Raise UserError if the numbers make no network or one over the budget."""
-    if not all(1 <= count <= 100 for count in blocks) or not all(width >= 1 for width in widths):
-        raise UserError(f"blocks {blocks} and widths {widths} make no network: 1 to 100 blocks a stage, widths from 1")
+    if not all(1 <= count <= 100 for count in blocks) or not all(1 <= width <= 10_000 for width in widths):
+        raise UserError("these --blocks and --widths make no network: 1 to 100 blocks a stage, widths from 1 to 10,000")
     count = parameter_count(blocks, widths, residual)
     if count >= BUDGET:
         raise UserError(f"this network has {count:,} parameters, the budget is fewer than {BUDGET:,}: "
@@ -178,20 +179,24 @@ def run(main):
     def terminate(*_):
         raise Terminated
     signal.signal(signal.SIGTERM, terminate)
-    sys.stdout.reconfigure(line_buffering=True)     # a line is seen when it is printed, also through a pipe
+    sys.stdout = sys.stdout or open(os.devnull, "w")                # None where the shell closed it
+    sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")      # lines appear as they are printed
     try:
         main()
-    except torch.OutOfMemoryError:
-        fail("the device's memory is full: try a smaller --batch-size or a smaller network")
     except (UserError, OSError) as error:
         fail(error)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        fail("the memory is full: try a smaller --batch-size or a smaller network")
     except KeyboardInterrupt as stop:
         print(str(stop) or "stopped", file=sys.stderr)
         sys.exit(143 if isinstance(stop, Terminated) else 130)
 
 
 def fail(message):
-    print("error:", " ".join(str(message).split()), file=sys.stderr)
+    line = " ".join(str(message).split())
+    print("error:", re.sub(r"[\x00-\x1f\x7f-\x9f]", "?", line)[:1000], file=sys.stderr)    # no escapes of a file name
     sys.exit(2)
 
 
@@ -200,6 +205,8 @@ def pick_device(name=None):
     if name is None:        # current_accelerator() alone can name cuda on a machine that has no GPU
         name = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
     try:
+        if name.split(":")[0] not in ("cpu", "cuda", "mps", "xpu"):
+            raise RuntimeError("a device that cannot train")
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError):
         raise UserError(f"there is no device {name!r} here: leave --device out to take what there is") from None
@@ -227,6 +234,14 @@ def check_folder(folder):
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}; choose another folder with --out") from None
+
+
+def check_file(path):
+    """Raise UserError if `path` cannot become a file: before the work, not after it."""
+    path = Path(path)
+    if not path.name or path.exists() and not path.is_file():
+        raise UserError(f"{str(path)!r} cannot be written as a file: choose another name")
+    check_folder(path.parent)
 
 
 def write_file(path, content):
@@ -265,6 +280,8 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
+    if args.figure is not None:
+        check_file(args.figure)
     check_size(args.blocks, args.widths, not args.plain)
     model = ResNet(args.blocks, args.widths, residual=not args.plain)
     print(f"{'stage':<12}{'output':<16}{'blocks':>6}{'parameters':>12}")
@@ -272,7 +289,7 @@ def main(argv=None):
         print(f"{name:<12}{' x '.join(map(str, shape)):<16}{blocks:>6}{count:>12,}")
     total = parameter_count(args.blocks, args.widths, not args.plain)
     print(f"{'total':<12}{'':<22}{total:>12,}   {total / BUDGET:.1%} of {BUDGET:,}")
-    if args.figure:
+    if args.figure is not None:
         draw_architecture(model, args.figure)
 
 

@@ -10,6 +10,7 @@ checkpoint is loaded with weights_only=True, sizes are read before memory is tak
 import csv
 import io
 import pickle
+import pickletools
 import re
 import warnings
 import zipfile
@@ -17,17 +18,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision.transforms.v2 import functional as TF
 from tqdm import tqdm
 
 from data import load_data, normalisation
-from model import (CLASSES, Parser, ResNet, UserError, check_folder, check_size, pick_amp, pick_device, run,
-                   save_figure, write_file)
+from model import (CLASSES, Parser, ResNet, UserError, check_file, check_size, pick_amp, pick_device, run, save_figure,
+                   write_file)
 
 MAX_IMAGES = 200_000                    # 614 MB
-MAX_CHECKPOINT = 200_000_000            # bytes; last.pt of the 4.99M network has 80 MB
-PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm"}
+MAX_PICTURE = 50_000_000                # bytes of one picture file; PIL itself refuses over 89 million pixels
+MAX_CHECKPOINT = 200_000_000            # bytes; last.pt of the 4.99M network has 60 to 100 MB
+PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
+TENSORS = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch FloatStorage", "torch HalfStorage",
+           "torch LongStorage"}         # all that the pickle in a checkpoint of train.py names
 
 
 @torch.no_grad()
@@ -62,15 +66,11 @@ def load_checkpoint(path):
     if not Path(path).is_file():
         raise UserError(f"there is no checkpoint {path}: python train.py makes one")
     try:
-        with zipfile.ZipFile(path) as archive:
-            small = sum(entry.file_size for entry in archive.infolist()) <= MAX_CHECKPOINT
-            whole = small and archive.testzip() is None         # torch.load does not look at the check sums
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True) if whole else None
+        problem = archive_problem(path)
+        checkpoint = None if problem else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:      # a damaged file fails in any of a dozen ways
         raise UserError(f"{path} is no checkpoint of train.py, or damaged ({type(error).__name__})") from None
-    if not whole:
-        raise UserError(f"{path} is {'damaged' if small else 'too large for a checkpoint of train.py'}")
-    problem = checkpoint_problem(checkpoint)
+    problem = problem or checkpoint_problem(checkpoint)
     if problem:
         raise UserError(f"{path} is no checkpoint of train.py: {problem}")
     model = ResNet(**checkpoint["config"])
@@ -79,6 +79,20 @@ def load_checkpoint(path):
         raise UserError(f"{path} does not fit its own network settings: {problem}")
     model.load_state_dict(checkpoint["model"])
     return model.eval(), checkpoint
+
+
+def archive_problem(path):
+    """What is wrong with the file before anything in it is loaded: its size, its check sums, what its pickle names."""
+    with zipfile.ZipFile(path) as archive:
+        if sum(entry.file_size for entry in archive.infolist()) > MAX_CHECKPOINT:
+            return "too large"
+        if archive.testzip() is not None:                       # torch.load does not look at the check sums
+            return "damaged"
+        for name in archive.namelist():
+            if name.endswith("data.pkl"):                       # weights_only alone admits bytearray(2 * 10 ** 9)
+                for opcode, argument, _ in pickletools.genops(archive.read(name)):
+                    if opcode.name in ("STACK_GLOBAL", "INST", "DUP") or opcode.name == "GLOBAL" and argument not in TENSORS:
+                        return f"its pickle names {argument}, which no tensor needs"
 
 
 def checkpoint_problem(checkpoint):
@@ -96,8 +110,9 @@ def checkpoint_problem(checkpoint):
             return f"{key!r} must be three integers"
     if type(config["residual"]) is not bool or type(config["dropout"]) is not float or not 0 <= config["dropout"] < 1:
         return "'residual' must be true or false and 'dropout' a number from 0 to below 1"
-    if len(checkpoint["classes"]) != CLASSES or not all(isinstance(name, str) for name in checkpoint["classes"]):
-        return f"'classes' must be {CLASSES} names"
+    names = checkpoint["classes"]
+    if len(names) != CLASSES or not all(isinstance(name, str) and re.fullmatch(r"[\w -]{1,30}", name, re.ASCII) for name in names):
+        return f"'classes' must be {CLASSES} names of letters and digits"
     for key, low in (("mean", 0), ("std", 1e-6)):
         if len(checkpoint[key]) != 3 or not all(type(x) is float and low <= x <= 1 for x in checkpoint[key]):
             return f"{key!r} must be three numbers from 0 to 1"
@@ -110,9 +125,9 @@ def weights_problem(found, wanted):
         if name not in found or name not in wanted:
             return f"the key {name!r} is {'foreign' if name in found else 'missing'}"
         tensor = found[name]
-        if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or tensor.shape != wanted[name].shape:
+        if not isinstance(tensor, torch.Tensor) or tensor.shape != wanted[name].shape:
             return f"{name!r} must be a tensor of shape {tuple(wanted[name].shape)}"
-        if tensor.is_floating_point() != wanted[name].is_floating_point() or not torch.isfinite(tensor).all():
+        if tensor.is_floating_point() != wanted[name].is_floating_point() or not tensor.isfinite().all():
             return f"{name!r} holds no usable numbers"
 
 
@@ -125,8 +140,8 @@ def read_images(path):
     Raises UserError for anything else, and before memory is taken for what is too large.
     """
     path = Path(path)
-    if not path.exists():
-        raise UserError(f"there is no {path}: --input takes a .pkl or .npy file, a picture, or a folder of pictures")
+    if not path.is_file() and not path.is_dir():
+        raise UserError(f"there is no file or folder {path}: --input takes a .pkl or .npy file, a picture, or a folder of pictures")
     try:
         if path.is_dir() or path.suffix.lower() in PICTURES:
             return read_pictures(path)
@@ -158,62 +173,101 @@ def to_images(array, path):
 
 def read_pickle(path):
     """The competition's file: a dict with data and, usually, ids; keys are bytes or str."""
-    content = ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
+    raw = path.read_bytes()
+    check_opcodes(raw)
+    content = ArrayUnpickler(io.BytesIO(raw), encoding="bytes").load()
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold a dict with the keys data and ids, not a {type(content).__name__}")
-    data, ids = (content.get(key.encode(), content.get(key)) for key in ("data", "ids"))
+    data, ids = (value.array if isinstance(value, Array) else value for value in (
+        content.get(key.encode(), content.get(key)) for key in ("data", "ids")))
     if data is None:
         raise UserError(f"{path} has no key 'data'")
     images = to_images(data, path)
     if ids is None:
         return list(range(len(images))), images
-    if isinstance(ids, np.ndarray) and ids.shape == (len(images),):
-        ids = ids.tolist()
-    if not isinstance(ids, list) or len(ids) != len(images) or not all(isinstance(i, (int, str, np.integer)) for i in ids):
-        raise UserError(f"the ids in {path} must be {len(images):,} numbers or names, one an image")
+    ids = ids.tolist() if isinstance(ids, np.ndarray) and ids.ndim == 1 else ids
+    if not isinstance(ids, list) or len(ids) != len(images) or len({*map(repr, ids)}) < len(ids) or not all(
+            isinstance(i, str) or type(i) is int and abs(i) < 2 ** 63 for i in ids):
+        raise UserError(f"the ids in {path} must be {len(images):,} different whole numbers or names, one an image")
     return ids, images
 
 
-class ArrayUnpickler(pickle._Unpickler):
-    """Loads numpy arrays, bytes, strings, numbers, lists and dicts; refuses every other name before it runs.
+def check_opcodes(raw):
+    """Walk through a pickle without running it. Raises ValueError for what the file of a dict of arrays never has.
 
-    The base class is pickle's Python version: in the C one, four bytes of a file can claim 32 GB for the memo.
+    Such a file builds some 14 tuples and calls some 10 functions. More could double a tuple 40 times over, whose hash
+    takes 2^40 steps, or decode one string again and again; a memo index of four bytes could claim 32 GB.
+    """
+    built = 0
+    for opcode, argument, _ in pickletools.genops(raw):
+        built += opcode.name in ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "REDUCE", "BUILD")
+        if built > 40 or opcode.name in ("DUP", "FROZENSET", "ADDITEMS", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX") or (
+                "PUT" in opcode.name and int(argument) > len(raw)):
+            raise ValueError(f"not a plain dict of arrays: {opcode.name}")
+
+
+class ArrayUnpickler(pickle.Unpickler):
+    """Loads arrays of numbers, bytes, strings, numbers, lists and dicts; refuses every other name before it runs.
+
+    numpy's own functions are not among what it admits: their __setstate__ takes a stranger's word for where objects
+    lie in memory. Dtype and Array below stand in for them.
     """
 
     def find_class(self, module, name):
-        where = module.replace("numpy._core", "numpy.core")             # numpy 2 and numpy 1
-        if (where, name) in {("numpy", "dtype"), ("numpy.core.multiarray", "scalar"), ("numpy.core.numeric", "_frombuffer")}:
-            return super().find_class(module, name)
-        if (where, name) == ("numpy.core.multiarray", "_reconstruct"):
-            return empty_array
-        if (where, name) == ("numpy", "ndarray"):
-            return "ndarray"                                            # an argument of _reconstruct, never called
-        if (where, name) == ("_codecs", "encode"):                      # how protocol 2 holds bytes
-            return encode_latin1
-        raise UserError(f"the pickle wants to load {module}.{name}, which no array needs: refused, nothing was run")
+        admitted = {
+            ("numpy", "dtype"): Dtype, ("numpy", "ndarray"): None, ("_codecs", "encode"): encode_latin1,
+            ("numpy.core.multiarray", "_reconstruct"): Array, ("numpy.core.numeric", "_frombuffer"): array_from_buffer}
+        key = module.replace("numpy._core", "numpy.core"), name         # numpy 2 and numpy 1
+        if key not in admitted:
+            raise UserError(f"the pickle wants to load {module}.{name}, which no array needs: refused, nothing was run")
+        return admitted[key]
 
 
-def empty_array(kind, shape, dtype):
-    """numpy's _reconstruct as real pickles call it: nothing yet, the content follows. Others could claim all memory."""
-    if kind != "ndarray" or shape != (0,):
-        raise ValueError("not how numpy writes an array")
-    return np.empty(0, np.uint8)
+class Dtype:
+    """A pickled numpy dtype, if it is one of plain numbers or text."""
+
+    def __init__(self, kind, *_):
+        kind = kind.decode() if isinstance(kind, bytes) else kind       # bytes: written by Python 2
+        if not re.fullmatch(r"[iu][1248]|f[248]|b1|[US]\d{1,3}", kind):
+            raise ValueError(f"arrays of {kind}")
+        self.dtype = np.dtype(kind)
+
+    def __setstate__(self, state):
+        self.dtype = self.dtype.newbyteorder(">") if state[1] in (">", b">") else self.dtype
+
+
+class Array:
+    """A pickled numpy array: its content is looked at as numbers, whatever the file says it is."""
+
+    def __init__(self, *_):
+        self.array = None
+
+    def __setstate__(self, state):
+        _, shape, dtype, fortran, raw = state
+        self.array = np.frombuffer(raw, dtype.dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def array_from_buffer(raw, dtype, shape, order, axes=None):
+    """How protocol 5 holds an array."""
+    array = np.frombuffer(raw, dtype.dtype)
+    return array.reshape(shape).transpose(axes) if axes else array.reshape(shape, order="F" if order == "F" else "C")
 
 
 def encode_latin1(text, encoding):
+    """How protocol 2 holds bytes."""
     return text.encode("latin1")
 
 
 def read_pictures(path):
     """A picture, or all pictures of a folder in natural order (2 before 10), as RGB 32x32."""
-    files = [path] if path.is_file() else [file for file in path.iterdir() if file.suffix.lower() in PICTURES]
+    files = [path] if path.is_file() else [
+        file for file in path.iterdir() if file.suffix.lower() in PICTURES and file.is_file()]
     files.sort(key=lambda file: [int(s) if i % 2 else s for i, s in enumerate(re.split(r"(\d+)", file.stem))])
     ids = [file.stem for file in files]
     if not 1 <= len(files) <= MAX_IMAGES:
         raise UserError(f"{path} holds {len(files):,} pictures ({' '.join(sorted(PICTURES))}); it needs 1 to {MAX_IMAGES:,}")
     if len(set(ids)) < len(ids):
-        twice = next(name for i, name in enumerate(ids) if name in ids[:i])
-        raise UserError(f"two pictures in {path} have the name {twice!r}: the name is the ID, so rename one")
+        raise UserError(f"two pictures in {path} have the same name {max(ids, key=ids.count)!r}, which is the ID: rename one")
     images = [read_picture(file) for file in tqdm(files, desc="reading", leave=False, delay=2, disable=None)]
     return ids, torch.stack(images)
 
@@ -221,11 +275,16 @@ def read_pictures(path):
 def read_picture(file):
     """uint8 (3, 32, 32) of one picture file, resized if it has another size."""
     try:
+        if file.stat().st_size > MAX_PICTURE:
+            raise ValueError(f"over {MAX_PICTURE:,} bytes")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)      # over 89 million pixels by its header
-            with Image.open(file, formats=["PNG", "JPEG", "BMP", "WEBP", "PPM"]) as picture:    # EPS would run programs
-                return TF.pil_to_tensor(picture.convert("RGB").resize((32, 32), Image.Resampling.BICUBIC))
+            with Image.open(file, formats=["PNG", "JPEG", "BMP", "WEBP"]) as picture:       # EPS would run programs
+                if picture.mode.startswith("I"):
+                    raise ValueError("16 bits a pixel: save it with 8")
+                upright = ImageOps.exif_transpose(picture).convert("RGB")
+                return TF.pil_to_tensor(upright.resize((32, 32), Image.Resampling.BICUBIC))
     except Exception as error:                  # a damaged file fails in any of a dozen ways
         raise UserError(f"{file} is no picture that can be read ({str(error)[:200]})") from None
 
@@ -234,17 +293,17 @@ def read_picture(file):
 
 
 def write_csv(path, ids, labels):
-    """The competition's format: the header ID,Labels and integer labels."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["ID", "Labels"])
+    """The competition's format: the header ID,Labels and integer labels. Names are quoted, numbers are not."""
+    text = io.StringIO("ID,Labels\n")
+    text.seek(0, io.SEEK_END)
+    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     writer.writerows([safe_cell(name), label] for name, label in zip(ids, labels, strict=True))
     write_file(path, text.getvalue().encode("utf-8", "backslashreplace"))
 
 
 def safe_cell(name):
     """An ID that no spreadsheet takes for a formula: a name that begins like one gets a leading apostrophe."""
-    if isinstance(name, str) and re.match(r"[=+\-@\t\r\n]", name) and not re.fullmatch(r"[+-]?\d+(\.\d+)?", name):
+    if isinstance(name, str) and re.match(r"\s*[=+\-@＝＋－＠]", name) and not re.fullmatch(r"[+-]?\d+(\.\d+)?", name):
         return "'" + name
     return name
 
@@ -294,8 +353,11 @@ def main(argv=None):
     args = parse_args(argv)
     device = pick_device(args.device)
     model, checkpoint = load_checkpoint(args.ckpt)
-    check_folder(Path(args.out).parent)
-    if args.input:
+    check_file(args.out)
+    picture = Path(args.out).with_name("confusion.png")
+    if Path(args.out).resolve() in [Path(other).resolve() for other in (args.ckpt, args.input or args.ckpt, picture)]:
+        raise UserError(f"--out {args.out} would overwrite what is read, or the picture: choose another name")
+    if args.input is not None:
         ids, images = read_images(args.input)
     else:
         images, labels = load_data(args.data, train=False)
@@ -303,13 +365,15 @@ def main(argv=None):
     model.to(device, memory_format=torch.channels_last)
     normalise = normalisation(checkpoint["mean"], checkpoint["std"])
     logits = predict(model, images, normalise, pick_amp(device), args.tta).cpu()
+    if not logits.isfinite().all():
+        raise UserError(f"the network in {args.ckpt} gives no numbers for these images: train it again")
     predicted = logits.argmax(1)
     write_csv(args.out, ids, predicted.tolist())
-    if not args.input:
+    if args.input is None:
         matrix = confusion_matrix(predicted, labels)
         print_classes(matrix, checkpoint["classes"])
         title = f"accuracy {accuracy(logits, labels):.2%} on {len(images):,} test images"
-        draw_confusion(matrix, checkpoint["classes"], Path(args.out).with_name("confusion.png"), title)
+        draw_confusion(matrix, checkpoint["classes"], picture, title)
         print(f"{title}; confusion.png beside the CSV")
     print(f"{args.out}: {len(ids):,} rows")
 

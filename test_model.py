@@ -308,6 +308,7 @@ def test_learning_rate_is_a_cosine_to_zero_after_a_linear_warmup():
     assert paper[0] == 1 and paper[500] == pytest.approx(0.5) and paper[250] == pytest.approx(0.5 + 0.5 * math.sqrt(0.5))
     assert train.lr_factor(1000, 1000, 0) == pytest.approx(0) and paper == sorted(paper, reverse=True)
     warm = [train.lr_factor(step, 1000, 100) for step in range(1000)]
+    assert train.lr_factor(1000, 1000, 1000) == 1           # a warm-up as long as the run divides by no zero
     assert warm[49] == pytest.approx(0.5) and warm[99] == warm[100] == 1 and warm[550] == pytest.approx(0.5)
 
 
@@ -524,7 +525,7 @@ def test_a_stop_signal_ends_in_one_line_with_the_command_that_goes_on(tmp_path, 
 
 def test_resume_refuses_what_it_cannot_continue_and_changes_nothing(trained, tmp_path):
     flags = [*TINY, *FULL, "--resume", "--epochs", "3", "--out"]
-    with pytest.raises(UserError, match="no .*last.pt to resume from"):
+    with pytest.raises(UserError, match="no last.pt in .* to resume from"):
         train.main([*flags, str(tmp_path / "empty")])
     before = {path.name: path.read_bytes() for path in trained.iterdir()}
     for extra, name in ((["--epochs", "5"], "epochs = 3, not 5"), (["--lr", "0.5"], "lr = 0.01, not 0.5"), (["--mix", "none"], "mix")):
@@ -532,9 +533,19 @@ def test_resume_refuses_what_it_cannot_continue_and_changes_nothing(trained, tmp
             train.main([*flags, str(trained), *extra])
     with pytest.raises(UserError, match="earlier run.*--resume.*--out"):
         train.main([*TINY, "--out", str(trained)])
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs/log.csv").write_text("kept")
+    with pytest.raises(UserError, match="earlier run's log.csv"):
+        train.main([*TINY, "--out", str(tmp_path / "logs")])
     assert {path.name: path.read_bytes() for path in trained.iterdir()} == before
     (tmp_path / "last.pt").write_bytes(before["last.pt"][:5000])
     with pytest.raises(UserError, match="damaged"):
+        train.main([*flags, str(tmp_path)])
+    checkpoint = torch.load(trained / "last.pt", weights_only=True)
+    for state in checkpoint["training"]["optimizer"]["state"].values():
+        state["exp_avg"] = torch.zeros(1)
+    torch.save(checkpoint, tmp_path / "last.pt")
+    with pytest.raises(UserError, match="its optimizer is of another network"):
         train.main([*flags, str(tmp_path)])
     (tmp_path / "last.pt").write_bytes(before["best.pt"])
     with pytest.raises(UserError, match="not the last.pt of a run"):
@@ -584,12 +595,13 @@ def test_every_input_format_gives_the_same_images(tmp_path):
     ids = np.arange(100, 112)[::-1].copy()
     files = {
         "2025.pkl": ({b"data": nhwc, b"ids": ids}, 4), "2024.pkl": ({b"data": planes}, 4),
-        "str.pkl": ({"data": nhwc, "ids": ids.tolist()}, 5), "old.pkl": ({b"data": planes, b"ids": list(ids)}, 2)}
+        "str.pkl": ({"data": nhwc, "ids": ids.tolist()}, 5), "old.pkl": ({b"data": planes, b"ids": ids.astype(">i4")}, 2),
+        "names.pkl": ({"data": np.asfortranarray(planes), "ids": np.array([f"n{i}" for i in ids])}, 3)}
     for name, (content, protocol) in files.items():
         (tmp_path / name).write_bytes(pickle.dumps(content, protocol=protocol))
         found_ids, found = predict.read_images(tmp_path / name)
         assert torch.equal(found, images), name
-        assert [int(i) for i in found_ids] == (ids.tolist() if "ids" in str(content.keys()) else list(range(12))), name
+        assert [int(str(i).strip("n")) for i in found_ids] == (ids.tolist() if "ids" in str(content.keys()) else list(range(12))), name
     for name, array in (("nhwc.npy", nhwc), ("nchw.npy", images.numpy())):
         np.save(tmp_path / name, array)
         assert torch.equal(predict.read_images(tmp_path / name)[1], images)
@@ -611,10 +623,35 @@ def test_ids_of_a_file_come_out_in_its_order(trained, tmp_path):
 
 
 def test_names_come_out_as_valid_csv_that_is_no_formula(tmp_path):
-    names = ["=1+1", "+cmd|' /C calc'!A0", "@x", "-5", "a,b", 'say "hi"', "two\nlines", "\ttab", "ünï", "-x"]
+    names = ["=1+1", "+cmd|' /C calc'!A0", "@x", " =1", "\t-x", "-5", "a,b", 'say "hi"', "two\nlines", "a\rb", "a;=1", "ünï"]
     predict.write_csv(tmp_path / "s.csv", names, range(len(names)))
-    found = [row[0] for row in rows(tmp_path / "s.csv")[1:]]
-    assert found == ["'=1+1", "'+cmd|' /C calc'!A0", "'@x", "-5", "a,b", 'say "hi"', "two\nlines", "'\ttab", "ünï", "'-x"]
+    table = rows(tmp_path / "s.csv")
+    assert [row[0] for row in table[1:]] == ["'" + name for name in names[:5]] + names[5:]
+    assert [row[1] for row in table[1:]] == [str(i) for i in range(len(names))]
+    assert b'"a;=1",10\n' in (tmp_path / "s.csv").read_bytes()                      # one cell where ; separates, too
+
+
+def array_pickle(dtype, state):
+    """A pickle of an array whose dtype and content are claimed by hand."""
+    kind = b"cnumpy\ndtype\n(" + pickle.dumps(dtype, 2)[2:-1] + b"K\x00K\x01tR"
+    return (b"\x80\x02}U\x04datacnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85U\x01btR(K\x01"
+            + pickle.dumps(state[0], 2)[2:-1] + kind + b"\x89" + pickle.dumps(state[1], 2)[2:-1] + b"tbs.")
+
+
+@pytest.mark.parametrize("raw", [
+    array_pickle("O8", ((8,), [])), array_pickle("V8", ((2,), b"A" * 16)), array_pickle("u1", ((10 ** 10,), b"")),
+    b"\x80\x05\x96" + (3 * 2 ** 30).to_bytes(8, "little") + b".",                              # claims 3 GB of bytes
+    b"\x80\x02)q\x000" + b"h\x00h\x00\x86q\x000" * 45 + b"}h\x00K\x01s.",                      # a hash of 2^45 steps
+    b"\x80\x02)" + b"\x85" * 1_000_000 + b"q\x000}h\x00K\x01s.",                             # a hash a million deep
+    b"\x80\x02}r\xff\xff\xff\x7f.",                                                         # a memo of 32 GB
+    pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "ids": [1, 10 ** 5000]}),
+    pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "ids": [7, 7]}),
+    pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "ids": [True, 1.5]}),
+])
+def test_a_pickle_that_lies_about_itself_is_refused(tmp_path, raw):
+    (tmp_path / "x.pkl").write_bytes(raw)
+    with pytest.raises(UserError):
+        predict.read_images(tmp_path / "x.pkl")
 
 
 class Evil:
@@ -659,11 +696,15 @@ def wrong_checkpoints(good):
     yield "missing", changed(model={k: v for k, v in weights.items() if k != "classifier.bias"}), "'classifier.bias' is missing"
     yield "shape", changed(model={**weights, "classifier.bias": torch.zeros(11)}), "shape \\(10,\\)"
     yield "nan", changed(model={**weights, "classifier.bias": torch.full((10,), math.nan)}), "no usable numbers"
-    yield "budget", changed(config={**config, "widths": [64, 128, 100_000]}), "the budget is"
+    yield "budget", changed(config={**config, "widths": [64, 128, 9_999]}), "the budget is"
     yield "endless", changed(config={**config, "blocks": [10 ** 9, 1, 1]}), "make no network"
     yield "text", changed(config={**config, "blocks": "432"}), "three integers"
     yield "std", changed(std=[0.0, 0.2, 0.2]), "'std' must be"
     yield "names", changed(classes=["a"] * 9), "10 names"
+    yield "escapes", changed(classes=["\x1b[2J"] * 10), "10 names"
+    yield "bytearray", changed(extra=bytearray(5)), "its pickle names"
+    yield "sparse", changed(model={**weights, "classifier.bias": torch.zeros(10).to_sparse()}), "its pickle names"
+    yield "huge", changed(model={**weights, "classifier.bias": torch.zeros(1).expand(10 ** 9)}), "shape \\(10,\\)"
 
 
 def test_a_checkpoint_is_checked_before_it_is_used(trained, tmp_path):
@@ -696,12 +737,14 @@ def bad_calls(folder, best):
         b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nJ\x00\xca\x9a\x3b\x85U\x01b\x87R.")
     (folder / "list.pkl").write_bytes(pickle.dumps([1, 2]))
     (folder / "nodata.pkl").write_bytes(pickle.dumps({"images": 1}))
+    os.mkfifo(folder / "pipe.pkl")
+    Image.fromarray(np.zeros((4, 4), np.uint16)).save(folder / "deep.png")
     (folder / "ids.pkl").write_bytes(pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "ids": [1]}))
     to = ["--ckpt", best, "--out", str(folder / "out.csv")]
     for name, why in {"huge.png": "exceeds limit", "pictures": "1.png is no picture", "empty": "holds 0 pictures",
                       "float.npy": "must be a uint8 array, not float64", "shape.npy": "have shape (2, 28, 28)",
-                      "claims.npy": "cannot read", "claims.pkl": "cannot read", "list.pkl": "must hold a dict",
-                      "nodata.pkl": "no key 'data'", "ids.pkl": "must be 2 numbers or names", "file": "cannot read",
+                      "claims.npy": "cannot read", "claims.pkl": "must hold a dict", "list.pkl": "must hold a dict",
+                      "nodata.pkl": "no key 'data'", "ids.pkl": "must be 2 different whole numbers or names", "pipe.pkl": "no file or folder", "deep.png": "16 bits", "file": "cannot read",
                       "none.pkl": "there is no"}.items():
         yield predict, [*to, "--input", str(folder / name)], why
     yield predict, ["--ckpt", str(folder / "no.pt")], "there is no checkpoint"
@@ -709,16 +752,20 @@ def bad_calls(folder, best):
     yield predict, [*to, "--data", str(folder / "empty")], "put cifar-10-python.tar.gz"
     yield predict, ["--ckpt", best, "--data", "fake", "--out", str(folder / "file/x.csv")], "cannot write to"
     yield predict, [*to, "--data", "fake", "--device", "cuda:99"], "there is no device 'cuda:99'"
+    yield predict, [*to, "--data", "fake", "--device", "meta"], "there is no device 'meta'"
+    yield predict, ["--ckpt", best, "--data", "fake", "--out", best], "would overwrite what is read"
+    yield predict, ["--ckpt", best, "--data", "fake", "--out", str(folder)], "cannot be written as a file"
     for flags, why in ((["--data", str(folder / "foreign")], "put cifar-10-python.tar.gz"),
                        (["--data", str(folder / "file")], "cannot be a data folder"),
                        (["--widths", "65", "128", "256"], "5,003,199 parameters, the budget is fewer than 5,000,000"),
                        (["--blocks", "0", "1", "1"], "make no network"), (["--out", str(folder / "file")], "cannot write to"),
-                       (["--epochs", "0"], "invalid integer from 1 value: '0'"), (["--lr", "nan"], "invalid number from 0"),
+                       (["--epochs", "0"], "invalid integer from 1 value: '0'"), (["--lr", "nan"], "invalid number from 0"), (["--lr", "inf"], "invalid number"),
                        (["--val-size", "10000"], "less than one batch of 128"), (["--val-size", "55"], "multiple of 10"),
                        (["--warmup", "100"], "--warmup 100 must be shorter"), (["--recipe", "best"], "invalid choice"),
                        (["--augment", "blur"], "invalid choice"), (["--nonsense"], "unrecognized arguments")):
         yield train, ["--data", "fake", "--out", str(folder / "run"), *flags], why
     yield data, ["--data", "fake", "--out", str(folder / "file/augment.png")], "cannot write"
+    yield data, ["--data", "fake", "--out", "."], "cannot be written as a file"
     yield model, ["--widths", "64", "128", "999"], "the budget is"
 
 

@@ -69,8 +69,9 @@ def train_epoch(model, images, labels, optimizer, scheduler, scaler, ema, precis
         losses[step] = loss.detach()
         correct += (logits.argmax(1) == y).sum()
         bar.update()
-    if not losses.isfinite().all():
-        step = losses.isfinite().logical_not().nonzero()[0].item() + 1
+    finite = losses.isfinite()
+    if not finite.all() or not all(tensor.isfinite().all() for tensor in model.state_dict().values()):
+        step = steps if finite.all() else finite.logical_not().nonzero()[0].item() + 1
         raise UserError(f"the loss is not finite at step {step} of epoch {scheduler.last_epoch // steps}: try a lower "
                         "--lr, a --warmup or --amp off (last.pt still holds the epoch before)")
     return losses.mean().item(), correct.item() / len(order)
@@ -86,7 +87,7 @@ def lr_factor(step, steps, warmup):
     """Share of the highest learning rate at a step: linear up over `warmup` steps, then a cosine down to 0."""
     if step < warmup:
         return (step + 1) / warmup
-    return 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / (steps - warmup))
+    return 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / max(1, steps - warmup))
 
 
 def parameter_groups(model, weight_decay, decay):
@@ -162,21 +163,25 @@ def restore(path, model, optimizer, scheduler, scaler, ema, args):
     if not isinstance(checkpoint.get("training"), dict) or not isinstance(checkpoint.get("settings"), dict):
         raise UserError(f"{path} cannot be resumed: it is not the last.pt of a run")
     for name, value in settings(args).items():
-        if checkpoint["settings"].get(name) != value:
+        if repr(checkpoint["settings"].get(name)) != repr(value):
             raise UserError(f"{path} is of a run with {name} = {checkpoint['settings'].get(name)}, not {value}: "
                             f"resume with that run's own settings, or start another with --out")
-    training = checkpoint["training"]
+    training, history = checkpoint["training"], checkpoint["training"].get("history")
     try:
-        model.load_state_dict(training["model"])
-        optimizer.load_state_dict(training["optimizer"])
-        scheduler.load_state_dict(training["scheduler"])
-        scaler.load_state_dict(training["scaler"])
-        if ema:
-            ema.load_state_dict(training["ema"])
-        write_results(path.parent, checkpoint)      # the run may have been killed before it wrote them
-        return training["history"]
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise UserError(f"{path} cannot be resumed: its training state is incomplete ({error})") from None
+        if [row["epoch"] for row in history] != list(range(1, checkpoint["epoch"] + 1)) or not 1 <= len(history) <= args.epochs:
+            raise ValueError("its history does not fit its epoch")
+        for name, part in (("model", model), ("optimizer", optimizer), ("scheduler", scheduler), ("scaler", scaler), ("ema", ema)):
+            if part is not None:
+                part.load_state_dict(training[name])
+        for p in model.parameters():        # the fused optimizer trusts these shapes
+            if any(optimizer.state[p][name].shape != p.shape for name in ("exp_avg", "exp_avg_sq")):
+                raise ValueError("its optimizer is of another network")
+        if best_epoch(history) != len(history) and load_checkpoint(path.with_name("best.pt"))[1].get("epoch") != best_epoch(history):
+            raise ValueError("best.pt beside it is of another run")
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+        raise UserError(f"{path} cannot be resumed: {error}") from None
+    write_results(path.parent, checkpoint)          # the run may have been killed before it wrote them
+    return history
 
 
 def on_cpu(state):
@@ -233,7 +238,7 @@ def number(kind, low, high=math.inf, open_end=False):
     """An argparse type: a number from low to high (below high if open_end); nan is none."""
     def parse(text):
         value = kind(text)
-        if not low <= value <= high or (open_end and value == high):
+        if not low <= value <= high or (open_end and value == high) or value == math.inf:
             raise ValueError
         return value
     parse.__name__ = f"{'integer' if kind is int else 'number'} from {low:g}" + (
@@ -258,8 +263,8 @@ def parse_args(argv=None):
     group.add_argument("--dropout", type=number(float, 0, 1, open_end=True), default=0.0, metavar="RATE",
                        help="before the classifier; the paper names no rate (default: 0)")
     group = parser.add_argument_group("optimisation (defaults: the recipe's; in brackets: paper / strong)")
-    group.add_argument("--epochs", type=number(int, 1), help=both("epochs"))
-    group.add_argument("--batch-size", type=number(int, 2), metavar="N", help="images a step " + both("batch_size"))
+    group.add_argument("--epochs", type=number(int, 1, 10 ** 6), help=both("epochs"))
+    group.add_argument("--batch-size", type=number(int, 2, 10 ** 6), metavar="N", help="images a step " + both("batch_size"))
     group.add_argument("--lr", type=number(float, 0), help="highest learning rate of AdamW " + both("lr"))
     group.add_argument("--warmup", type=number(float, 0), metavar="EPOCHS", help="linear rise of the rate " + both("warmup"))
     group.add_argument("--weight-decay", type=number(float, 0), metavar="WD",
@@ -274,7 +279,7 @@ def parse_args(argv=None):
     group.add_argument("--augment", nargs="*", metavar="NAME", choices=[*PAPER, "trivial"],
                        help="in this order, of crop flip rotation jitter autoaugment trivial erasing " + both("augment"))
     group.add_argument("--mix", choices=["none", "mixup", "cutmix", "both"], help="mix pairs of images " + both("mix"))
-    group.add_argument("--group", type=number(int, 1), default=250, metavar="N",
+    group.add_argument("--group", type=number(int, 1, 10 ** 6), default=250, metavar="N",
                        help="images that share one draw; 1: a draw for each, ten times slower (default: 250)")
     group = parser.add_argument_group("machine")
     group.add_argument("--seed", type=number(int, 0, 10 ** 9), default=0, help="of everything random (default: 0)")
@@ -303,11 +308,11 @@ def check_args(args):
     if args.warmup >= args.epochs:
         raise UserError(f"--warmup {args.warmup:g} must be shorter than the run of {args.epochs} epochs")
     check_folder(args.out)
-    last, best = Path(args.out, "last.pt"), Path(args.out, "best.pt")
-    if args.resume and not last.is_file():
-        raise UserError(f"there is no {last} to resume from: leave --resume out, or name the run's folder with --out")
-    if not args.resume and (last.exists() or best.exists()):
-        raise UserError(f"{args.out} holds an earlier run's best.pt or last.pt: go on with --resume, or choose another --out")
+    if args.resume and not Path(args.out, "last.pt").is_file():
+        raise UserError(f"there is no last.pt in {args.out} to resume from: leave --resume out, or name the run's folder with --out")
+    earlier = [name for name in ("last.pt", "best.pt", "log.csv", "result.json") if Path(args.out, name).exists()]
+    if earlier and not args.resume:
+        raise UserError(f"{args.out} holds an earlier run's {earlier[0]}: go on with --resume, or choose another --out")
 
 
 def say_row(row, args, seconds_left):
