@@ -759,7 +759,7 @@ def bad_calls(folder, best):
                        (["--data", str(folder / "file")], "cannot be a data folder"),
                        (["--widths", "65", "128", "256"], "5,003,199 parameters, the budget is fewer than 5,000,000"),
                        (["--blocks", "0", "1", "1"], "make no network"), (["--out", str(folder / "file")], "cannot write to"),
-                       (["--epochs", "0"], "invalid integer from 1 value: '0'"), (["--lr", "nan"], "invalid number from 0"), (["--lr", "inf"], "invalid number"),
+                       (["--epochs", "0"], "invalid integer from 1 to 1,000,000 value: '0'"), (["--lr", "nan"], "invalid number from 0"), (["--lr", "inf"], "invalid number"),
                        (["--val-size", "10000"], "less than one batch of 128"), (["--val-size", "55"], "multiple of 10"),
                        (["--warmup", "100"], "--warmup 100 must be shorter"), (["--recipe", "best"], "invalid choice"),
                        (["--augment", "blur"], "invalid choice"), (["--nonsense"], "unrecognized arguments")):

@@ -242,7 +242,7 @@ def number(kind, low, high=math.inf, open_end=False):
             raise ValueError
         return value
     parse.__name__ = f"{'integer' if kind is int else 'number'} from {low:g}" + (
-        f" to {'below ' * open_end}{high:g}" if high < math.inf else "")
+        f" to {'below ' * open_end}{high:,}" if high < math.inf else "")
     return parse
 
 
