@@ -403,7 +403,7 @@ def report(out, args, device, amp, seconds, argv):
     val = f"{result['val_acc']:.2%} on the validation set" if row["val_acc"] else "no validation set"
     print(f"\ntest accuracy {result['test_acc']:.2%} on {len(labels):,} images; {val}; epoch {result['epoch']} of {args.epochs}")
     print(f"{result['parameters']:,} parameters, {seconds / 60:.1f} minutes on {result['device']}")
-    print(f"files in {out.resolve()}: best.pt last.pt log.csv curves.png result.json")
+    print(f"files in {out}: best.pt last.pt log.csv curves.png result.json")
     data = f" --data {shlex.quote(args.data)}" if args.data != "data" else ""
     print(f"next: python predict.py --ckpt {shlex.quote(str(out / 'best.pt'))}{data}")
 

@@ -4,7 +4,7 @@
     python benchmarks/speed.py --data fake --images 1000 --blocks 1 1 1 --widths 16 32 64      # a look, in a minute
 
 The usual way, which the comparable repositories share: torchvision's CIFAR10 with PIL transforms in a DataLoader
-with workers, float32 (TF32 off, as by default), NCHW, eager, one .item() a step. Ours: data.augment() and
+with workers, float32 (TF32 as PyTorch sets it), NCHW, eager, one .item() a step. Ours: data.augment() and
 train.train_epoch() as train.py calls them. Output:
 
 OUTPUT
@@ -134,7 +134,7 @@ def seconds_to_first_step(args, tmp="."):
 def parse_args(argv=None):
     parser = Parser(__doc__.split("Output:")[0])
     parser.add_argument("--data", default="data", help='folder of CIFAR-10, or "fake" (default: data)')
-    parser.add_argument("--images", type=int, help="images an epoch (default: 45000 on a GPU, 2560 on a CPU)")
+    parser.add_argument("--images", type=int, help="images an epoch (default: 45000 on a GPU, 1280 on a CPU)")
     parser.add_argument("--blocks", type=int, nargs=3, default=[4, 5, 3], help="(default: 4 5 3)")
     parser.add_argument("--widths", type=int, nargs=3, default=[64, 128, 256], help="(default: 64 128 256)")
     parser.add_argument("--device", help="(default: the accelerator if there is one)")
@@ -198,7 +198,7 @@ def main(argv=None):
     device = pick_device(args.device)
     amp = pick_amp(device)
     images, labels = load_data(args.data, train=True)
-    n = args.images or (45_000 if device.type == "cuda" else 2560)
+    n = args.images or (45_000 if device.type == "cuda" else 1280)
     images, labels = images[:n].to(device), labels[:n].to(device)
     ours_args = train.parse_args(["--blocks", *map(str, args.blocks), "--widths", *map(str, args.widths)])
     flop = flop_per_image(args)
