@@ -484,7 +484,8 @@ def assert_same_run(folder, reference):
 
 def start(*flags):
     return subprocess.Popen([sys.executable, str(HERE / "train.py"), *flags], cwd=HERE, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"})
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"},
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))    # a script's & ignores it
 
 
 def test_a_killed_run_loses_at_most_its_epoch_and_ends_with_the_same_bits(uninterrupted, tmp_path):
@@ -503,7 +504,7 @@ def test_a_killed_run_loses_at_most_its_epoch_and_ends_with_the_same_bits(uninte
                 predict.load_checkpoint(tmp_path / name)
     done = len(history(tmp_path)) if (tmp_path / "log.csv").exists() else 0
     process = start(*RUN, "--out", str(tmp_path), *["--resume"] * (tmp_path / "last.pt").exists())
-    out, err = process.communicate()
+    out, err = process.communicate(timeout=60)
     assert process.returncode == 0 and err == "" and out.count("\nepoch ") >= 3 - done
     assert_same_run(tmp_path, uninterrupted)
 
@@ -516,7 +517,7 @@ def test_a_stop_signal_ends_in_one_line_with_the_command_that_goes_on(tmp_path, 
         if line.startswith("epoch"):
             break
     process.send_signal(number)
-    _, err = process.communicate()
+    _, err = process.communicate(timeout=60)
     assert process.returncode == status and err.count("\n") == 1 and "Traceback" not in err
     command = err.strip().split("go on with: python train.py ")[1]
     assert shlex.split(command) == [*flags, "--resume"]
