@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import predict                                                          # noqa: E402
 import train                                                            # noqa: E402
 from model import Parser, run                                           # noqa: E402
-from test_model import RUN, assert_same_run, attack, history            # noqa: E402
+from test_model import RUN, assert_same_run, attack, history, wait_for_write        # noqa: E402
 
 
 def quiet_main(argv):
@@ -50,6 +50,8 @@ def kill_runs(kills, folder, seed):
     while killed < kills:
         process = start(out)
         process.join(timeout=moments.uniform(0, whole))
+        if killed % 2:                  # every second kill waits for the next write and falls into it
+            wait_for_write(out, process.is_alive)
         if process.is_alive():
             process.kill()
             process.join()
