@@ -16,7 +16,6 @@ import re
 import signal
 import sys
 import tempfile
-import zipfile
 from contextlib import suppress
 from pathlib import Path
 

@@ -28,7 +28,6 @@ train.train_epoch() as train.py calls them. Output:
     seconds from starting train.py to its first step       10.8
 """
 import itertools
-import json
 import os
 import resource
 import subprocess
