@@ -226,6 +226,11 @@ def pick_amp(device, choice="auto"):
     return None
 
 
+def autocast(device, amp):
+    """The context in which the network computes in `amp`, or in float32 if that is None."""
+    return torch.autocast(device.type, amp, enabled=amp is not None)
+
+
 def check_folder(folder):
     """Make the folder for results if need be; raise UserError if nothing can be written there."""
     try:

@@ -23,8 +23,8 @@ from torchvision.transforms.v2 import functional as TF
 from tqdm import tqdm
 
 from data import load_data, normalisation
-from model import (CLASSES, Parser, ResNet, UserError, check_file, check_size, pick_amp, pick_device, run, save_figure,
-                   write_file)
+from model import (CLASSES, Parser, ResNet, UserError, autocast, check_file, check_size, pick_amp, pick_device, run,
+                   save_figure, write_file)
 
 MAX_IMAGES = 200_000                    # 614 MB
 MAX_PICTURE = 50_000_000                # bytes of one picture file; PIL itself refuses over 89 million pixels
@@ -44,7 +44,7 @@ def predict(model, images, normalise, amp=None, tta=False, batch_size=500):
     device, logits = next(model.parameters()).device, []
     for batch in tqdm(images.split(batch_size), desc="predicting", leave=False, delay=2, disable=None):
         x = normalise(batch.to(device))                                                     # (B, 3, 32, 32)
-        with torch.autocast(device.type, amp, enabled=amp is not None):
+        with autocast(device, amp):
             out = (model(x) + model(x.flip(3))) / 2 if tta else model(x)                    # (B, 10)
         logits.append(out.float())
     return torch.cat(logits)

@@ -26,7 +26,7 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 from data import MEAN, NAMES, PAPER, STD, augment, augmentation, load_data, normalisation, split
-from model import (CLASSES, Parser, ResNet, UserError, check_folder, check_size, parameter_count, pick_amp,
+from model import (CLASSES, Parser, ResNet, UserError, autocast, check_folder, check_size, parameter_count, pick_amp,
                    pick_device, run, save_figure, write_file)
 from predict import accuracy, load_checkpoint, predict
 
@@ -109,11 +109,6 @@ def build(args, steps, device, amp):
     if args.ema:        # use_buffers: the averaged network needs averaged batch norm statistics too
         ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(args.ema ** EMA_EVERY), use_buffers=True)
     return model, optimizer, scheduler, scaler, ema
-
-
-def autocast(device, amp):
-    """The context in which the network computes in `amp`, or in float32 if that is None."""
-    return torch.autocast(device.type, amp, enabled=amp is not None)
 
 
 def seconds_a_step(model, batch_size, precision):
