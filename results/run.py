@@ -1,116 +1,161 @@
-"""Run a set of experiments: each is one train.py command into its own folder, results/SET/NAME.
+"""Run a list of trainings, several side by side, and keep a row for each in results/runs.csv.
 
-    python results/run.py claims-gpu                # what the paper claims, at full size: a GPU's work
-    python results/run.py claims-cpu --jobs 2       # the same questions, small enough for two cores
-    python results/run.py --list                    # every command of every set
+    python results/run.py claims --jobs 2           # what the paper claims, on two cores: about three hours
+    python results/run.py gpu-paper --jobs 3        # the paper's own training, three seeds on one GPU
+    python results/run.py --list                    # every command of every list
 
-What is done already is left alone and what was interrupted is resumed, so the same command can be typed until
-nothing is left. results/tables.py turns the folders into the tables of the README.
+What is done is skipped and what was interrupted is resumed, so the same command can be typed until nothing is
+left. Each run has a folder results/LIST/NAME. results/tables.py writes the tables from results/runs.csv.
 """
+import argparse
+import csv
+import io
+import json
 import os
 import shlex
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from datetime import timedelta
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from model import Parser, UserError, run      # noqa: E402  (the scripts lie one folder up)
+import torch                                            # noqa: E402
 
-CPU = "--blocks 1 1 1 --widths 16 32 64 --epochs 5"
-ABLATIONS = {
-    "no-smoothing": "--label-smoothing 0",
+import train                                            # noqa: E402  (the four scripts lie one folder up)
+from model import Help, number, start, whole_file       # noqa: E402
+
+COLUMNS = ["list", "name", "command", "seed", "machine", "minutes", "flop", "parameters", "epoch", "epochs",
+           "train_acc", "val_acc", "test_acc"]
+
+
+def each(flags, names, seeds=(0,)):
+    """{name-sSEED: flags} of every name and seed."""
+    return {f"{name}-s{seed}": f"{flags} {own} --seed {seed}" for name, own in names.items() for seed in seeds}
+
+
+# Two regimes of equal cost: (a) every image five times; (b) a tenth of the images, each fifty times, so that
+# even a small network can overfit.
+REGIMES = {"all": "--epochs 5", "tenth": "--epochs 50 --train-size 4500"}
+SMALL = "--blocks 1 1 1 --widths 16 32 64 --lr 3e-3"
+REGULARISATION = {
+    "recipe": "", "no-smoothing": "--label-smoothing 0",
     "no-autoaugment": "--augment crop flip rotation jitter erasing",
     "no-erasing": "--augment crop flip rotation jitter autoaugment",
     "no-rotation": "--augment crop flip jitter autoaugment erasing",
     "no-jitter": "--augment crop flip rotation autoaugment erasing",
-    "crop-and-flip": "--augment crop flip",
+    "crop-and-flip": "--augment crop flip", "nothing": "--augment --label-smoothing 0", "single-draws": "--group 1",
 }
-SETS = {    # set: (flags of all its runs, {run: its own flags})
-    "claims-cpu": (f"{CPU} --lr 3e-3", {
-        "base-s0": "", "base-s1": "--seed 1", **ABLATIONS,
-        "plain-4-5-3": "--plain --blocks 4 5 3 --widths 8 16 32", "residual-4-5-3": "--blocks 4 5 3 --widths 8 16 32",
-        "plain-9-9-9": "--plain --blocks 9 9 9 --widths 8 16 32", "residual-9-9-9": "--blocks 9 9 9 --widths 8 16 32",
-        "single-draws-s0": "--group 1", "single-draws-s1": "--group 1 --seed 1",
-        "wide-early": "--widths 32 32 64", "middle": "--blocks 2 2 2 --widths 12 24 46", "deep": "--blocks 4 4 4 --widths 8 16 32",
-        "decay-0.01": "--lr 1e-4", "decay-0.1": "--lr 1e-4 --weight-decay 0.1", "decay-1": "--lr 1e-4 --weight-decay 1",
-        "decay-3": "--lr 1e-4 --weight-decay 3",
-    }),
-    "claims-gpu": ("", {
-        "paper-s0": "", "paper-s1": "--seed 1", "paper-s2": "--seed 2", "drawn-2-2-2": "--blocks 2 2 2",
-        "plain-4-5-3": "--plain", "residual-9-9-9": "--blocks 9 9 9 --widths 38 76 152",
-        "plain-9-9-9": "--plain --blocks 9 9 9 --widths 38 76 152", "wide-early": "--blocks 2 2 2 --widths 128 160 320",
-        **{name: f"--epochs 30 {flags}" for name, flags in ({"base-30": ""} | ABLATIONS).items()},
-        **{f"decay-{wd}": f"--epochs 30 --weight-decay {wd}" for wd in ("0.1", "1", "3")},
-        "single-draws-s0": "--epochs 30 --group 1", "single-draws-s1": "--epochs 30 --group 1 --seed 1",
-        "base-30-s1": "--epochs 30 --seed 1",
-    }),
-    "tune-cpu": (f"--recipe strong {CPU} --augment crop flip --mix none --warmup 1 --ema 0.99", {
-        "light": "", "no-ema": "--ema 0", "lr-1e-2": "--lr 1e-2", "cutmix": "--mix cutmix", "trivial": "--augment crop flip trivial",
-        "batch-64": "--batch-size 64",
-    }),
-    "strong-cpu": ("--recipe strong --blocks 2 2 2 --widths 32 64 128 --augment crop flip --mix none --warmup 1 --ema 0.99", {
-        "twelve-epochs": "--epochs 12",
-    }),
-    "tune-gpu": ("--recipe strong --epochs 25", {
-        "as-it-is": "", "light": "--augment crop flip", "autoaugment": "--augment crop flip autoaugment",
-        "erasing": "--augment crop flip trivial erasing", "no-mix": "--mix none", "mixup": "--mix mixup", "both": "--mix both",
-        "lr-1e-3": "--lr 1e-3", "lr-6e-3": "--lr 6e-3", "decay-0.03": "--weight-decay 0.03", "decay-0.3": "--weight-decay 0.3",
-        "batch-256": "--batch-size 256", "no-smoothing": "--label-smoothing 0", "no-ema": "--ema 0", "decay-all": "--decay all",
-    }),
-    "strong-gpu": ("--recipe strong", {
-        **{f"split-s{seed}": f"--seed {seed}" for seed in range(3)},
-        **{f"all-s{seed}": f"--val-size 0 --seed {seed}" for seed in range(3)},
-        "long": "--val-size 0 --epochs 600",
-        **{f"{epochs}-epochs-s{seed}": f"--augment crop flip --mix none --warmup 2 --epochs {epochs} --seed {seed}"
-           for epochs in (10, 15, 30) for seed in range(3)},
-    }),
+SHAPES = {
+    "skips-12": "--blocks 4 5 3 --widths 8 16 32", "plain-12": "--plain --blocks 4 5 3 --widths 8 16 32",
+    "skips-27": "--blocks 9 9 9 --widths 5 10 20", "plain-27": "--plain --blocks 9 9 9 --widths 5 10 20",
+    "wide-early": "--widths 32 32 64", "deep-equal-size": "--blocks 4 4 4 --widths 8 16 32",
+    "deep-equal-work": "--blocks 4 4 4 --widths 11 22 44",
+    **{f"decay-{wd}": f"--lr 1e-4 --weight-decay {wd}" for wd in ("0.01", "0.1", "1", "3")},
+}
+HALF = "--epochs 30"            # the ablations of the full size: equal epochs within a comparison
+LISTS = {
+    "claims": {f"{regime}/{name}": f"{SMALL} {length} {flags}" for regime, length in REGIMES.items() for name, flags in (
+        each("", REGULARISATION, range(3)) | each("", SHAPES)).items()},
+    "quick": each("--recipe quick", {"quick": ""}, (0, 1)) | each("--recipe quick", {
+        "paper-values": "--lr 1e-4 --weight-decay 0.01 --warmup 0 --ema 0 --augment crop flip rotation jitter autoaugment erasing"}),
+    "gpu-paper": each("", {"paper": "", "drawn": "--blocks 2 2 2"}, range(3)) | each("", {"plain": "--plain"}),
+    "gpu-strong": each("--recipe strong", {"strong": ""}, range(3)),
+    "gpu-long": each("--recipe strong --val-size 0 --epochs 600", {"long": ""}),
+    "gpu-fast": each("--recipe quick", {f"{n}-epochs": f"--blocks 2 2 2 --widths 64 128 256 --batch-size 512 --epochs {n}"
+                                        for n in (10, 15, 30)}, range(3)),
+    "gpu-claims": each(HALF, REGULARISATION) | each(HALF, {
+        "plain-27": "--plain --blocks 9 9 9 --widths 38 76 152", "skips-27": "--blocks 9 9 9 --widths 38 76 152",
+        "wide-early": "--blocks 2 2 2 --widths 128 160 320", "decay-0.1": "--weight-decay 0.1", "decay-1": "--weight-decay 1"}),
 }
 
 
-def train(name, flags, folder, data, threads):
-    """Run one experiment to its end, unless it has ended before; returns the line that says how it went."""
+def flop_of(flags):
+    args = train.parse_args(shlex.split(flags))
+    with torch.device("meta"):                  # shapes without numbers
+        model = train.ResNet(args.blocks, args.widths)
+    images = args.train_size or 50_000 - args.val_size
+    return sum(images * train.flop_per_image(model, train.size_in(epoch, args)) for epoch in range(1, args.epochs + 1))
+
+
+def run_one(flags, folder, threads):
+    """Run or resume one training; returns True if it came to its end."""
     folder.mkdir(parents=True, exist_ok=True)
-    if (folder / "result.json").exists():
-        return f"{name}: done before"
-    where = ["--data", data] if data != "data" else []
-    command = ["train.py", *shlex.split(flags), *where, "--out", os.path.relpath(folder, ROOT)]
+    command = [sys.executable, "train.py", *shlex.split(flags), "--out", str(folder)]
     command += ["--resume"] * (folder / "last.pt").exists()
     with open(folder / "terminal.log", "a") as log:
-        status = subprocess.run([sys.executable, *command], cwd=ROOT, stdout=log, stderr=log,
-                                env=os.environ | {"OMP_NUM_THREADS": str(threads)}).returncode
-    return f"{name}: {'done' if status == 0 else f'failed with status {status}, see {folder}/terminal.log'}"
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+        return subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, env=environment).returncode == 0
+
+
+def row_of(list_name, name, folder):
+    """The row of runs.csv of a run that has ended."""
+    result = json.loads((folder / "result.json").read_text())
+    with open(folder / "log.csv", newline="") as file:
+        best = list(csv.DictReader(file))[result["epoch"] - 1]
+    return result | {
+        "list": list_name, "name": name, "command": " ".join(f"python train.py {LISTS[list_name][name]}".split()),
+        "seed": result["settings"]["seed"], "epochs": result["settings"]["epochs"],
+        "minutes": round(result["seconds"] / 60, 1), "train_acc": round(float(best["train_acc"]), 4)}
+
+
+def write_rows(path, new):
+    """Add rows to the CSV, in the place of older ones of the same name."""
+    rows = {(row["list"], row["name"]): row for row in [*read_rows(path), *new]}
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows[key] for key in sorted(rows))
+    with whole_file(path) as file:
+        file.write(text.getvalue().encode())
+
+
+def read_rows(path):
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def parse_args(argv=None):
-    parser = Parser(__doc__)
-    parser.add_argument("set", nargs="?", help=f"one of {' '.join(SETS)}")
-    parser.add_argument("--data", default="data", help="folder of CIFAR-10 (default: data)")
-    parser.add_argument("--jobs", type=int, default=1, help="runs side by side, sharing the CPU's cores (default: 1)")
-    parser.add_argument("--only", nargs="*", metavar="NAME", help="these runs of the set (default: all)")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
+    parser.add_argument("lists", nargs="*", metavar="LIST", help=f"of {' '.join(LISTS)}")
+    parser.add_argument("--jobs", type=number(int, 1), default=1, help="runs side by side; each has its share of the cores")
+    parser.add_argument("--only", nargs="*", metavar="NAME", help="only runs whose name begins like this")
+    parser.add_argument("--flags", default="", help='for every run: "--data DIR", or "--data fake --epochs 1" to rehearse')
+    parser.add_argument("--out", default=str(ROOT / "results"), help="where the folders and runs.csv go")
     parser.add_argument("--list", action="store_true", help="print the commands, run nothing")
     return parser.parse_args(argv)
 
 
 def main(argv=None):
     args = parse_args(argv)
-    if args.list:
-        for name, (base, runs) in SETS.items():
-            for run_name, flags in runs.items():
-                print(f"python train.py {base} {flags} --out results/{name}/{run_name}".replace("  ", " "))
+    if unknown := set(args.lists) - set(LISTS):
+        raise SystemExit(f"error: there is no list {unknown.pop()!r}: take {' '.join(LISTS)}")
+    todo = [(list_name, name, f"{flags} {args.flags}") for list_name in (args.lists or LISTS)
+            for name, flags in LISTS[list_name].items() if not args.only or name.startswith(tuple(args.only))]
+    if args.list or not args.lists:
+        print("\n".join(" ".join(f"python train.py {flags} --out results/{list_name}/{name}".split()) for list_name, name, flags in todo))
         return
-    if args.set not in SETS:
-        raise UserError(f"name a set: {' '.join(SETS)}")
-    base, runs = SETS[args.set]
-    threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    threads, out = max(1, (os.cpu_count() or 1) // args.jobs), Path(args.out).resolve()
+    flop, begin, done = {name: flop_of(flags) for _, name, flags in todo}, time.perf_counter(), 0
+    todo = [run for run in todo if not (out / run[0] / run[1] / "result.json").exists()]
+    left = sum(flop[name] for _, name, _ in todo)
+    print(f"{len(todo)} runs to do, {left:.1e} operations")
     with ThreadPoolExecutor(args.jobs) as pool:
-        todo = [pool.submit(train, name, f"{base} {flags}", ROOT / "results" / args.set / name, args.data, threads)
-                for name, flags in runs.items() if not args.only or name in args.only]
-        for future in todo:
-            print(future.result(), flush=True)
+        runs = {pool.submit(run_one, flags, out / list_name / name, threads): (list_name, name) for list_name, name, flags in todo}
+        for future in as_completed(runs):
+            list_name, name = runs[future]
+            done += flop[name]
+            if future.result():
+                write_rows(out / "runs.csv", [row_of(list_name, name, out / list_name / name)])
+            seconds = (time.perf_counter() - begin) * (left - done) / done
+            print(f"{name}: {'done' if future.result() else f'failed, see terminal.log in its folder'}; "
+                  f"about {timedelta(seconds=round(seconds))} left for the others")
 
 
 if __name__ == "__main__":
-    run(main)
+    start(main, "stopped: the same command goes on")
