@@ -85,7 +85,7 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     flag = parser.add_argument
     flag("--ckpt", required=True, help="checkpoint of train.py: best.pt or weights/*.pt")
-    flag("--data", default="data", help='predict the test set of this folder of CIFAR-10, or "fake"')
+    flag("--data", default="data", help='folder of CIFAR-10 whose test set is predicted, or "fake"')
     flag("--input", help="predict unlabelled images instead: a .pkl, a .npy, a picture, a folder")
     flag("--out", default="submission.csv", help="the CSV; pictures are put beside it")
     flag("--tta", action="store_true", help="average each image and its mirror image")
@@ -139,7 +139,7 @@ def draw_confusion(matrix, names, title):
 
 
 def draw_mistakes(images, logits, labels, names):
-    """The 24 mistakes that the network is surest of. Some labels are wrong, some show two things."""
+    """The 24 mistakes that the network is surest of. Often two things are in sight."""
     from matplotlib.figure import Figure
 
     sure, predicted = logits.softmax(1).max(1)
@@ -252,7 +252,8 @@ class Array:
     @classmethod
     def from_buffer(cls, raw, dtype, shape, order, axes=None):
         made, flat = cls(), np.frombuffer(raw, dtype.dtype)
-        made.array = flat.reshape(shape).transpose(axes) if axes else flat.reshape(shape, order=order)
+        made.array = flat.reshape(shape, order="C" if axes else order)
+        made.array = made.array.transpose(axes) if axes else made.array
         return made
 
 

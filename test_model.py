@@ -42,6 +42,7 @@ from model import ResNet
 
 HERE = Path(__file__).resolve().parent
 TINY = "--data fake --device cpu --blocks 1 1 1 --widths 2 4 4 --lr 1e-2 --val-size 9000 --batch-size 100".split()
+TINY += ["--amp", "off"] * ("ONEDNN_MAX_CPU_ISA" in os.environ)         # as on a CPU without bfloat16
 FULL = "--val-size 8400 --batch-size 50 --widths 8 16 16 --whiten --ema 0.5 --cutmix 0.5 --warmup 1 --dropout 0.1".split()
 needs_cifar10 = pytest.mark.skipif("CIFAR10" not in os.environ, reason="set CIFAR10=DIR to test on the real data")
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
