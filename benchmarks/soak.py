@@ -8,9 +8,6 @@ run is resumed until it ends, then compared bit for bit with one that was never 
 must be refused in one line or read right.
 """
 import argparse
-import contextlib
-import multiprocessing
-import os
 import random
 import shutil
 import sys
@@ -25,21 +22,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import train                                                                    # noqa: E402
 from model import Help, load_checkpoint, number, start                          # noqa: E402
-from test_model import RUN, assert_same_run, attack, wait_for_write             # noqa: E402
-
-
-def train_quietly(argv):
-    train.SAVE_EVERY = -1         # last.pt every epoch: more writes to fall into
-    with open(os.devnull, "w") as sink, contextlib.redirect_stdout(sink):
-        train.main(argv)
+from test_model import RUN, assert_same_run, attack, fork, wait_for_write       # noqa: E402
 
 
 def begin(out):
-    """A training process of its own, forked so that it need not import torch again."""
-    argv = [*RUN, "--out", str(out), *["--resume"] * (out / "last.pt").exists()]
-    process = multiprocessing.get_context("fork").Process(target=train_quietly, args=(argv,))
-    process.start()
-    return process
+    return fork([*RUN, "--out", str(out), *["--resume"] * (out / "last.pt").exists()])
 
 
 def kill_runs(kills, folder, seed):
@@ -81,6 +68,7 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     torch.set_num_threads(1)            # a fork must find no pool of threads
+    train.SAVE_EVERY = -1               # last.pt every epoch: more writes to fall into
     warnings.simplefilter("ignore")     # numpy's, of damaged headers
     with tempfile.TemporaryDirectory() as folder:
         start_time = time.perf_counter()

@@ -118,6 +118,8 @@ def recipes(runs):
 
 def headline(runs):
     """The first screen's sentence: the best number that was measured."""
+    if not reached(runs):
+        return "No recipe has been run at full length yet."
     test, _, rows = reached(runs)[0]
     seeds = f"mean of {len(rows)} seeds" if len(rows) > 1 else "one seed"
     return (f"**{test:.1f}% on the test set** ({seeds}) from {int(rows[0]['parameters']):,} parameters in "
