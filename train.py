@@ -8,7 +8,8 @@
 
 Writes into --out: best.pt (highest validation accuracy), last.pt (what --resume needs), log.csv (a
 row per epoch), curves.png, and at the end result.json with the accuracy on the test set, which is
-looked at only then. Under CutMix the training accuracy counts the label with the larger share.
+looked at only then. Training loss and accuracy are of augmented images; the loss includes the label
+smoothing, and under CutMix the label with the larger area counts as the right one.
 """
 import argparse
 import copy
@@ -24,14 +25,13 @@ from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
-from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import v2
 from tqdm import tqdm
 
 from data import PAPER, augment, augmentation, load_data, normalise, split
-from model import (CLASSES, Help, add_network_flags, autocast, load_checkpoint, make_network,
-                   memory_format, number, pick_device, pick_dtype, save_checkpoint, save_figure,
-                   start, whole_file)
+from model import (CLASSES, Help, add_network_flags, autocast, flop_per_image, load_checkpoint,
+                   make_network, memory_format, number, pick_device, pick_dtype, save_checkpoint,
+                   save_figure, start, whole_file)
 from predict import accuracy, predict
 
 
@@ -42,13 +42,14 @@ def train_step(parts, x, target, label_smoothing):
     Returns the loss () and the logits (B, 10). Both stay on the device: to read one here would make
     the CPU wait for it in every step.
     """
-    parts.optimizer.zero_grad()         # before the forward pass: CUDA graphs reuse the memory
+    parts.optimizer.zero_grad()         # first, because CUDA graphs reuse the gradients' memory
     with autocast(x.device, parts.dtype):
         logits = parts.network(x)                                           # (B, 10)
         # Smoothing 0.1 asks for 91% on the right class and 1% on each other one, not for 100% and
-        # 0%. Finite logits reach that, so they stop growing once an image is fitted (reference 2).
+        # 0%. Finite logits reach that, so they stop growing once an image is fitted (Szegedy et
+        # al., arXiv:1512.00567, the paper's reference 2).
         loss = F.cross_entropy(logits, target, label_smoothing=label_smoothing)
-    parts.scaler.scale(loss).backward()     # 1, but in float16, whose small gradients would be 0
+    parts.scaler.scale(loss).backward()     # float16 would round small gradients to 0; else 1
     parts.scaler.step(parts.optimizer)      # AdamW: w -= lr * (mean(g) / rms(g) + decay * w)
     parts.scaler.update()
     parts.scheduler.step()
@@ -60,14 +61,14 @@ def train_epoch(parts, images, labels, args, epoch):
 
     All that is random here follows from the seed and the epoch's number: the draws of augmentation,
     the order of the images, what is mixed, dropout. So an interrupted epoch can be repeated to the
-    same bits. SystemExit if the loss or a weight is not finite.
+    same bits (on a GPU with --deterministic). SystemExit if the loss or a weight is not finite.
     """
     torch.manual_seed(args.seed * 1_000_003 + epoch)
     refine = epoch > round((1 - args.refine) * args.epochs)
     names = ["crop", "flip"] if refine else args.augment
     inputs = augment(images, augmentation(names, size_in(epoch, args)), args.group)
     cutmix = v2.RandomApply([v2.CutMix(num_classes=CLASSES)], p=0 if refine else args.cutmix)
-    steps = len(images) // args.batch_size          # the rest of the order sits this epoch out
+    steps = len(images) // args.batch_size          # no short last batch: its statistics are poor
     order = torch.randperm(len(images), device=images.device)[:steps * args.batch_size]
     losses, correct = torch.zeros(2, steps, device=images.device)
     parts.model.train()                             # batch norm uses the batch's mean and variance
@@ -80,8 +81,8 @@ def train_epoch(parts, images, labels, args, epoch):
         if args.ema and step % EMA_EVERY == 0:
             update_average(parts, args.ema)
     if not all(x.isfinite().all() for x in [losses, *parts.model.state_dict().values()]):
-        raise SystemExit(f"error: the loss or a weight is not finite in epoch {epoch}: try a lower "
-                         "--lr, a longer --warmup or --amp off (last.pt is of an earlier epoch)")
+        raise SystemExit(f"error: the loss or a weight is not finite in epoch {epoch}: resume with "
+                         "--amp off, or start anew with a lower --lr or a longer --warmup")
     return {"train_loss": losses.mean().item(), "train_acc": correct.sum().item() / len(order)}
 
 
@@ -98,7 +99,7 @@ def main(argv=None):
     args = parse_args(argv)
     out, device = Path(args.out), pick_device(args.device)
     check_folder(out, args.resume)
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")         # deterministic cuBLAS asks
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")         # cuBLAS asks for it
     torch.use_deterministic_algorithms(args.deterministic)
     torch.backends.cudnn.benchmark = not args.deterministic     # try kernels, keep the fastest
     images, labels = load_data(args.data, train=True)
@@ -128,17 +129,18 @@ EMA_EVERY = 8       # steps between two updates of the average
 
 
 def build(args, images, device):
-    """All that trains, in one namespace. SystemExit if the images are less than a batch.
+    """All that trains, in one namespace. SystemExit if the images are fewer than a batch.
 
     network is the model, perhaps compiled. average is what predicts: without --ema the model.
     """
     torch.manual_seed(args.seed)
     steps, dtype = len(images) // args.batch_size, pick_dtype(device, args.amp)
     if steps == 0:
-        raise SystemExit(f"error: {len(images)} images are less than a batch of {args.batch_size}")
+        raise SystemExit(f"error: {len(images)} images are fewer than a batch of {args.batch_size}")
     model = make_network(args.blocks, args.widths, not args.plain, args.dropout)
     if args.whiten:
         model.whiten_stem(normalise(images[:2000].cpu()))
+    flop = {size: flop_per_image(model, size) for size in {*args.sizes, 32}}
     model.to(device, memory_format=memory_format(device))
     optimizer = torch.optim.AdamW(decay_groups(model, args.weight_decay), lr=args.lr, fused=True)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
@@ -146,9 +148,9 @@ def build(args, images, device):
     network = torch.compile(model, mode="reduce-overhead", dynamic=False) if args.compile else model
     return SimpleNamespace(
         model=model, network=network, average=copy.deepcopy(model) if args.ema else model,
-        optimizer=optimizer, scheduler=scheduler, device=device, dtype=dtype, steps=steps,
-        scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
-        flop={size: flop_per_image(model, size) for size in {*args.sizes, 32}})
+        optimizer=optimizer, scheduler=scheduler,
+        device=device, dtype=dtype, steps=steps, flop=flop,
+        scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16))
 
 
 def lr_factor(step, steps, warmup):
@@ -158,12 +160,13 @@ def lr_factor(step, steps, warmup):
     rate needs the warm-up, the paper's 1e-4 does not. At the end, only small steps let it settle.
     """
     if step < warmup:
-        return (step + 1) / warmup
+        return min(1, (step + 1) / warmup)
     return 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / max(1, steps - warmup))
 
 
 def decay_groups(model, weight_decay):
-    """Weight decay for filters and matrices, none for batch norm and biases, the 1-d parameters.
+    """Weight decay for filters and matrices, none for batch norm and biases, the 1-d parameters:
+    these few set scales and thresholds, and pulling them to 0 makes no simpler function.
 
     AdamW shrinks a weight by lr * weight_decay per step. The paper's 1e-4 * 1e-2 make 2% in its
     whole run, which is none; where AdamW does well on CIFAR-10 the product is 1e-4 to 1e-3.
@@ -177,7 +180,8 @@ def decay_groups(model, weight_decay):
 def update_average(parts, decay):
     """Move the average a little towards the model: weights, and batch norm's statistics with them.
 
-    The decay rises to its value, or untrained weights would stay long: 64% after 45 times 0.99.
+    The decay rises to its value: with 0.99 from the start, 64% of the untrained weights would still
+    be there after the 44 updates of an epoch.
     """
     updates = parts.scheduler.last_epoch // EMA_EVERY           # last_epoch counts steps here
     decay = min(decay, (1 + updates) / (10 + updates))
@@ -188,17 +192,9 @@ def update_average(parts, decay):
 
 
 def size_in(epoch, args):
-    """Height and width of an epoch's images: --sizes in equal shares of the epochs."""
+    """Height and width of an epoch's images: --sizes in equal shares of the epochs, small ones
+    first. Half the size costs a quarter, and coarse shapes are learned before fine ones."""
     return args.sizes[(epoch - 1) * len(args.sizes) // args.epochs]
-
-
-def flop_per_image(model, size):
-    """Floating-point operations of training on an image. A multiply-add counts as 2, the backward
-    pass, for gradients of inputs and of weights, as two forward passes."""
-    x = torch.zeros(1, 3, size, size, device=next(model.parameters()).device)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.eval()(x)
-    return 3 * counter.get_total_flops()
 
 
 def epoch_flop(epoch, parts, args):
@@ -212,21 +208,23 @@ SAVED = ("model", "average", "optimizer", "scheduler", "scaler")
 
 
 def save(out, parts, args, history):
-    """Write what an epoch leaves. best.pt: the averaged network of the best epoch. last.pt: that of
-    the last epoch and, for --resume, the states of all parts, the history and the settings.
+    """Write what an epoch leaves. best.pt: the averaged network of the best epoch and that epoch's
+    row. last.pt: the averaged network as it is now and, for --resume, the states of all parts, the
+    history, the settings and the machine.
 
-    best.pt and log.csv are written every epoch, last.pt (four times as large) and curves.png every
-    30 seconds, so that they cost little where an epoch takes one: that much a kill can cost.
+    best.pt and log.csv are written every epoch. Where an epoch takes a second, last.pt (three to
+    four times as large) and curves.png would slow it down, so they wait until they are 30 seconds
+    old: a kill costs the running epoch and at most 30 seconds before it.
     """
     epoch, last = len(history), out / "last.pt"
-    age = time.time() - last.stat().st_mtime if last.exists() else math.inf
+    age = abs(time.time() - last.stat().st_mtime) if last.exists() else math.inf
     if age > SAVE_EVERY or epoch == args.epochs:
         states = {name: getattr(parts, name).state_dict() for name in SAVED}
-        save_checkpoint(last, parts.average, epoch=epoch, states=states, history=history,
+        save_checkpoint(last, parts.average, states=states, history=history,
                         settings=settings(args), machine=machine(parts))
         save_figure(draw_curves(history), out / "curves.png")
     if best_epoch(history) == epoch:
-        save_checkpoint(out / "best.pt", parts.average, epoch=epoch)
+        save_checkpoint(out / "best.pt", parts.average, row=history[-1])
     with whole_file(out / "log.csv") as file:
         for row in [history[0].keys(), *(row.values() for row in history)]:
             file.write((",".join(map(str, row)) + "\n").encode())
@@ -248,7 +246,7 @@ def restore(path, parts, args):
         if not state["exp_avg"].shape == state["exp_avg_sq"].shape == p.shape:
             raise SystemExit(f"error: {str(path)!r} cannot be resumed: it has another optimizer")
     if checkpoint["machine"] != machine(parts):
-        print(f"begun on {checkpoint['machine']}: from here on it is rounded in another way")
+        print(f"begun on {checkpoint['machine']}: results may now differ in the last digits")
     return checkpoint["history"]
 
 
@@ -299,7 +297,7 @@ def announce(parts, args, images, done):
     print(f"{count:,} parameters, {len(images):,} images, {args.epochs - done} epochs of "
           f"{parts.steps} steps, {machine(parts)}")
     print(f"{flop:.1e} operations, about {timedelta(seconds=round(seconds))}")
-    if parts.device.type == "cpu" and seconds > 2 * 3600:
+    if parts.device.type == "cpu" and seconds > 2 * 3600 and args.recipe != "quick":
         print("too long? python train.py --recipe quick takes about an hour, and\n"
               "python predict.py --ckpt weights/quick.pt needs no training")
 
@@ -317,7 +315,7 @@ def draw_curves(history):
 
     figure = Figure(figsize=(10, 4), layout="tight")
     for axes, name in zip(figure.subplots(1, 2), ("loss", "acc")):
-        for part, label in (("train", "training (augmented images)"), ("val", "validation")):
+        for part, label in (("train", "training (augmented)"), ("val", "validation")):
             points = [(row["epoch"], row.get(f"{part}_{name}", math.nan)) for row in history]
             axes.plot(*zip(*points), ".-", label=label)
         axes.set(xlabel="epoch", ylabel={"loss": "loss", "acc": "accuracy"}[name])
@@ -332,7 +330,7 @@ def report(out, parts, args, history):
     model.to(parts.device, memory_format=memory_format(parts.device))
     images, labels = load_data(args.data, train=False)
     test_acc = accuracy(predict(model, images, parts.dtype).cpu(), labels)
-    best, count = history[checkpoint["epoch"] - 1], sum(p.numel() for p in model.parameters())
+    best, count = checkpoint["row"], sum(p.numel() for p in model.parameters())
     total, seconds = (sum(row[name] for row in history) for name in ("flop", "seconds"))
     result = {"command": args.command, "test_acc": test_acc, "val_acc": best.get("val_acc"),
               "epoch": best["epoch"], "parameters": count, "flop": total, "seconds": seconds,
@@ -363,7 +361,7 @@ def parse_args(argv=None):
     first.add_argument("--recipe", choices=RECIPES, default="paper", help="flags to start from")
     recipe, typed = first.parse_known_args(argv)
     lines = [f"  --recipe {name}: {flags or 'as below'}" for name, flags in RECIPES.items()]
-    parser = argparse.ArgumentParser(parents=[first], formatter_class=Help,
+    parser = argparse.ArgumentParser(parents=[first], allow_abbrev=False, formatter_class=Help,
                                      description="\n".join([__doc__, *lines]))
     parser.set_defaults(command=shlex.join(["python", "train.py", *argv]))
     add_run_flags(parser.add_argument_group("run").add_argument)
@@ -379,7 +377,7 @@ def add_run_flags(flag):
     flag("--resume", action="store_true", help="go on from last.pt in --out, with the same flags")
     flag("--val-size", type=count, default=5000, help="images held out to choose the best epoch by")
     flag("--train-size", type=count, help="how many of the others to train on, if not all")
-    flag("--seed", type=count, default=0, help="of everything random")
+    flag("--seed", type=number(int, 0, 10 ** 9), default=0, help="of everything random")
     flag("--device", help="cpu, cuda or mps, if not the accelerator that is found")
     flag("--amp", choices=["auto", "bf16", "fp16", "off"], default="auto",
          help="mixed precision; auto: bf16 where native, fp16 on older CUDA cards, else off")
@@ -393,14 +391,14 @@ def add_recipe_flags(flag):
     flag("--batch-size", type=count, default=128, help="images per step")
     flag("--lr", type=positive, default=1e-4, help="AdamW's highest learning rate")
     flag("--warmup", type=positive, default=0.0, help="epochs in which the rate rises to it")
-    flag("--weight-decay", type=positive, default=1e-2, help="AdamW's")
+    flag("--weight-decay", type=positive, default=1e-2, help="AdamW's, of filters and matrices")
     flag("--label-smoothing", type=share, default=0.1, help="share spread over all classes")
     flag("--dropout", type=share, default=0.0, help="rate before the classifier")
     flag("--whiten", action="store_true", help="fixed whitening filters in the stem")
     flag("--ema", type=share, default=0.0, help=f"decay, every {EMA_EVERY} steps, of an average of "
          "the weights, which then predicts; 0: no average")
     flag("--augment", nargs="*", choices=[*PAPER, "trivial"], default=PAPER, metavar="NAME",
-         help=f"any of {' '.join(PAPER)} trivial, in this order")
+         help=f"any of {' '.join(PAPER)} trivial, applied in the order given")
     flag("--cutmix", type=share, default=0.0, help="share of batches mixed (arXiv:1905.04899)")
     flag("--refine", type=share, default=0.0, help="share of the epochs, at the end, with crop and "
          "flip alone and no CutMix (arXiv:1909.09148)")

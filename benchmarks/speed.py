@@ -26,9 +26,10 @@ from torchvision.transforms import v2
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import train                                                                            # noqa: E402
-from data import MEAN, STD, augment, augmentation, load_data                            # noqa: E402
-from model import Help, ResNet, add_network_flags, number, pick_device, start           # noqa: E402
+import train                                                                                    # noqa: E402
+from data import MEAN, STD, augment, augmentation, load_data                                    # noqa: E402
+from model import (Help, ResNet, add_network_flags, flop_per_image, number, pick_device,        # noqa: E402
+                   start)
 
 
 class Pictures(Dataset):
@@ -110,7 +111,7 @@ def epochs(images, labels, args, device, rounds):
     ours = median(pair[1] for pair in pairs)
     row("training, images/s: the usual way", len(images) / median(pair[0] for pair in pairs))
     row("training, images/s: ours", len(images) / ours, [a / b for a, b in pairs])
-    flop = train.flop_per_image(ResNet(args.blocks, args.widths), 32)
+    flop = flop_per_image(ResNet(args.blocks, args.widths), 32)
     row("training, TFLOP/s: ours", len(images) * flop / ours / 1e12)
     if args.compile:
         pairs = [(a, our_epoch(images, labels, args, device)) for a, _ in pairs]
@@ -168,7 +169,7 @@ def main(argv=None):
     device = pick_device(asked.device)
     args = train.parse_args([])
     args.blocks, args.widths, args.data = asked.blocks, asked.widths, asked.data
-    train.choose_kernels(deterministic=False)
+    torch.backends.cudnn.benchmark = True       # as train.py
     images, labels = load_data(args.data, train=True)
     n = asked.images or (45_000 if device.type == "cuda" else 256)
     images, labels = images[:n].to(device), labels[:n].to(device)

@@ -1,6 +1,6 @@
 """Run a list of trainings, several side by side, and keep a row for each in results/runs.csv.
 
-    python results/run.py claims --jobs 2           # what the paper claims, on two cores: about three hours
+    python results/run.py claims                    # what the paper claims, on two cores: about three hours
     python results/run.py gpu-paper --jobs 3        # the paper's own training, three seeds on one GPU
     python results/run.py --list                    # every command of every list
 
@@ -23,10 +23,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import torch                                            # noqa: E402
+import torch                                                    # noqa: E402
 
-import train                                            # noqa: E402  (the four scripts lie one folder up)
-from model import Help, number, start, whole_file       # noqa: E402
+import train                                                    # noqa: E402
+from model import Help, ResNet, flop_per_image, number, start, whole_file       # noqa: E402
 
 COLUMNS = ["list", "name", "command", "seed", "machine", "minutes", "flop", "parameters", "epoch", "epochs",
            "train_acc", "val_acc", "test_acc"]
@@ -84,20 +84,25 @@ LISTS = {
 
 def flop_of(flags):
     args = train.parse_args(shlex.split(flags))
+    images, epochs = args.train_size or 50_000 - args.val_size, range(1, args.epochs + 1)
     with torch.device("meta"):                  # shapes without numbers
-        model = train.ResNet(args.blocks, args.widths)
-    images = args.train_size or 50_000 - args.val_size
-    return sum(images * train.flop_per_image(model, train.size_in(epoch, args)) for epoch in range(1, args.epochs + 1))
+        model = ResNet(args.blocks, args.widths)
+        flop = {size: flop_per_image(model, size) for size in args.sizes}
+    return sum(images * flop[train.size_in(epoch, args)] for epoch in epochs)
 
 
-def run_one(flags, folder, threads):
-    """Run or resume one training; returns True if it came to its end."""
+def run_one(flags, folder):
+    """Run or resume one training; returns True if it came to its end.
+
+    One thread each, because the number of threads changes the bits, and two jobs of two threads on two cores
+    take three times as long.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "train.py", *shlex.split(flags), "--out", str(folder)]
     command += ["--resume"] * (folder / "last.pt").exists()
     with open(folder / "terminal.log", "a") as log:
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-        return subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, env=environment).returncode == 0
+        one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+        return subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, env=one_thread).returncode == 0
 
 
 def row_of(list_name, name, folder):
@@ -132,7 +137,7 @@ def read_rows(path):
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     parser.add_argument("lists", nargs="*", metavar="LIST", help=f"of {' '.join(LISTS)}")
-    parser.add_argument("--jobs", type=number(int, 1), default=1, help="runs side by side; each has its share of the cores")
+    parser.add_argument("--jobs", type=number(int, 1), default=2, help="runs side by side, one CPU thread each")
     parser.add_argument("--only", nargs="*", metavar="NAME", help="only runs whose name begins like this")
     parser.add_argument("--flags", default="", help='for every run: "--data DIR", or "--data fake --epochs 1" to rehearse')
     parser.add_argument("--out", default=str(ROOT / "results"), help="where the folders and runs.csv go")
@@ -149,21 +154,21 @@ def main(argv=None):
     if args.list or not args.lists:
         print("\n".join(" ".join(f"python train.py {flags} --out results/{list_name}/{name}".split()) for list_name, name, flags in todo))
         return
-    threads, out = max(1, (os.cpu_count() or 1) // args.jobs), Path(args.out).resolve()
-    flop, begin, done = {name: flop_of(flags) for _, name, flags in todo}, time.perf_counter(), 0
-    todo = [run for run in todo if not (out / run[0] / run[1] / "result.json").exists()]
-    left = sum(flop[name] for _, name, _ in todo)
-    print(f"{len(todo)} runs to do, {left:.1e} operations")
+    out = Path(args.out).resolve()
+    ended = [run for run in todo if (out / run[0] / run[1] / "result.json").exists()]
+    write_rows(out / "runs.csv", [row_of(*run[:2], out / run[0] / run[1]) for run in ended])
+    todo = [run for run in todo if run not in ended]
+    total, done, begin = sum(flop_of(flags) for *_, flags in todo), 0, time.perf_counter()
+    print(f"{len(todo)} runs to do, {total:.1e} operations")
     with ThreadPoolExecutor(args.jobs) as pool:
-        runs = {pool.submit(run_one, flags, out / list_name / name, threads): (list_name, name) for list_name, name, flags in todo}
+        runs = {pool.submit(run_one, flags, out / list_name / name): (list_name, name, flags) for list_name, name, flags in todo}
         for future in as_completed(runs):
-            list_name, name = runs[future]
-            done += flop[name]
+            list_name, name, flags = runs[future]
             if future.result():
                 write_rows(out / "runs.csv", [row_of(list_name, name, out / list_name / name)])
-            seconds = (time.perf_counter() - begin) * (left - done) / done
-            print(f"{name}: {'done' if future.result() else f'failed, see terminal.log in its folder'}; "
-                  f"about {timedelta(seconds=round(seconds))} left for the others")
+            done += flop_of(flags)
+            left = timedelta(seconds=round((time.perf_counter() - begin) * (total - done) / done))
+            print(f"{name}: {'done' if future.result() else 'failed, see terminal.log in its folder'}; about {left} left")
 
 
 if __name__ == "__main__":
