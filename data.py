@@ -88,8 +88,6 @@ def split(labels, val_size, train_size, seed):
 
 
 # ---- where the images come from --------------------------------------------------------------
-
-
 def load_data(where, train):
     """Images and labels: uint8 (N, 3, 32, 32) and int64 (N,). where: a folder, or "fake".
 
@@ -133,8 +131,6 @@ def class_names(where):
 
 
 # ---- the picture, and the command line -------------------------------------------------------
-
-
 def draw_augmentation(images, names, rows=6):
     """A figure of uint8 images (10, 3, 32, 32) above `rows` augmented versions of each."""
     from matplotlib.figure import Figure        # here, because it takes a second

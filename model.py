@@ -137,8 +137,6 @@ def flop_per_image(model, size):
 
 
 # ---- files -----------------------------------------------------------------------------------
-
-
 @contextmanager
 def whole_file(path):
     """A buffer to write into. `path` is the whole old file until it is the whole new one.
@@ -197,8 +195,6 @@ def save_figure(figure, path):
 
 
 # ---- the machine -----------------------------------------------------------------------------
-
-
 def pick_device(name=None):
     """The device called `name`, or else the accelerator that is there, or else the CPU."""
     if name is None:        # is_available(): current_accelerator() can name cuda without a GPU
@@ -257,8 +253,6 @@ def start(main, stopped="stopped"):
 
 
 # ---- the command line ------------------------------------------------------------------------
-
-
 class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """--help with each flag's default, and the docstring as it stands."""
 

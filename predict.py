@@ -94,8 +94,6 @@ def parse_args(argv=None):
 
 
 # ---- what a person sees ------------------------------------------------------------------------
-
-
 def show_images(ids, logits, names):
     """Print the three likeliest classes of each image."""
     for name, shares in zip(ids, logits.softmax(1)):

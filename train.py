@@ -283,8 +283,6 @@ def check_folder(out, resume):
 
 
 # ---- what a person sees ----------------------------------------------------------------------
-
-
 def announce(parts, args, images, done):
     """Say what is trained on what and, from the time of a forward pass, about how long."""
     for _ in range(2):                              # the first one chooses kernels
@@ -348,8 +346,8 @@ def report(out, parts, args, history):
 
 RECIPES = {         # flags; those that are typed beside --recipe come after them and win
     "paper": "",
-    "quick": "--blocks 1 1 1 --whiten --epochs 30 --sizes 20 24 32 --lr 1e-2 --weight-decay 0.05 "
-             "--warmup 3 --ema 0.98 --augment crop flip",
+    "quick": "--blocks 1 2 2 --widths 32 96 192 --whiten --epochs 34 --sizes 20 24 32 --lr 1e-2 "
+             "--weight-decay 0.05 --warmup 3 --ema 0.98 --augment crop flip",
     "strong": "--lr 3e-3 --weight-decay 0.1 --warmup 5 --ema 0.992 --augment crop flip trivial "
               "--cutmix 0.5 --refine 0.15",
 }
