@@ -705,12 +705,12 @@ def test_ctrl_c_ends_in_one_line(tmp_path, capfd):
     os.kill(process.pid, signal.SIGINT)
     process.join(60)
     err = capfd.readouterr().err.strip()
-    assert process.exitcode == 130 and err == "stopped: the same command with --resume goes on"
+    assert process.exitcode == 130 and err == "stopped: to resume, type the same command with --resume"
 
 
 @pytest.mark.parametrize("flags, why", [
     ("--resume --epochs 5", "epochs = 3, not 5"), ("--resume --lr 0.5", "lr = 0.01, not 0.5"),
-    ("--resume --cutmix 0", "cutmix = 0.5"), ("", "earlier run's last.pt: go on with --resume")])
+    ("--resume --cutmix 0", "cutmix = 0.5"), ("", "earlier run's last.pt: continue it with --resume")])
 def test_a_run_with_other_flags_is_refused_and_changes_nothing(trained, flags, why):
     before = {path.name: path.read_bytes() for path in trained.iterdir()}
     assert_refused(why, run, trained, f"{FULL} {flags}")

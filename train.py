@@ -4,7 +4,7 @@
     python train.py --recipe quick      # the paper's accuracy without a GPU, in about an hour
     python train.py --blocks 1 1 1 --widths 16 32 64 --epochs 5 --lr 3e-3       # in two minutes
     python train.py --data fake --blocks 1 1 1 --widths 8 16 32 --epochs 3 --lr 3e-3 --out fake
-    python train.py --resume            # goes on after an interruption
+    python train.py --resume            # continues after an interruption
 
 Writes into --out: best.pt (highest validation accuracy), last.pt (what --resume needs), log.csv (a
 row per epoch), curves.png, and at the end result.json with the accuracy on the test set, which is
@@ -278,8 +278,8 @@ def check_folder(out, resume):
     if resume and "last.pt" not in earlier:
         raise SystemExit(f"error: no last.pt in {str(out)!r} to resume from: leave --resume out")
     if earlier and not resume:
-        raise SystemExit(f"error: {str(out)!r} holds an earlier run's {earlier[0]}: go on with "
-                         "--resume, or choose another folder with --out")
+        raise SystemExit(f"error: {str(out)!r} holds an earlier run's {earlier[0]}: continue it "
+                         "with --resume, or choose another folder with --out")
 
 
 # ---- what a person sees ----------------------------------------------------------------------
@@ -372,7 +372,7 @@ def add_run_flags(flag):
     count = number(int, 0)
     flag("--data", default="data", help='folder of CIFAR-10, or "fake" for made-up images')
     flag("--out", default=".", help="folder of the results")
-    flag("--resume", action="store_true", help="go on from last.pt in --out, with the same flags")
+    flag("--resume", action="store_true", help="continue from last.pt in --out, flags as before")
     flag("--val-size", type=count, default=5000, help="images held out to choose the best epoch by")
     flag("--train-size", type=count, help="how many of the others to train on, if not all")
     flag("--seed", type=number(int, 0, 10 ** 9), default=0, help="of everything random")
@@ -407,4 +407,4 @@ def add_recipe_flags(flag):
 
 
 if __name__ == "__main__":
-    start(main, "stopped: the same command with --resume goes on")
+    start(main, "stopped: to resume, type the same command with --resume")

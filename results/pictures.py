@@ -42,15 +42,16 @@ def draw_claims(runs):
     figure = Figure(figsize=(9, 4), layout="constrained")
     axes = figure.subplots()
     questions = [(question, name) for question, _, name, baseline in CLAIMS if baseline == "recipe"]
-    for shift, (label, name) in zip((-0.2, 0.2), (("(a) all images, 5 epochs", "all"), ("(b) a tenth, 50 epochs", "tenth"))):
+    for shift, color, name, label in ((-0.2, "C0", "all", "(a) all images, 5 epochs"), (0.2, "C1", "tenth", "(b) a tenth, 50 epochs")):
         part = regime(runs, name)
         found = [(y, difference(part, run, "recipe")) for y, (_, run) in enumerate(questions)]
         found = [(y, *pair) for y, pair in found if pair]
-        axes.barh([y + shift for y, *_ in found], [gain for _, gain, _ in found], 0.38, xerr=[2 * error for *_, error in found], label=label)
+        axes.barh([y + shift for y, *_ in found], [gain for _, gain, _ in found], 0.38, color=color,
+                  xerr=[2 * error for *_, error in found], label=label)
     axes.set_yticks(range(len(questions)), [question for question, _ in questions])
     axes.invert_yaxis()
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_xlabel("test accuracy against the whole recipe, percent points; whiskers: twice the standard error")
+    axes.set_xlabel("change of the test accuracy in points, with twice its standard error")
     axes.legend()
     return figure
 

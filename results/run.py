@@ -173,4 +173,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    start(main, "stopped: the same command goes on")
+    start(main, "stopped: to resume, type the same command")
