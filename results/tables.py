@@ -88,7 +88,7 @@ def cell(runs, name, baseline):
 
 
 def table(head, rows):
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in [head, ["---"] * len(head), *rows])
+    return "\n".join("|" + "|".join(map(str, line)) + "|" for line in [head, ["---"] * len(head), *rows])
 
 
 def regime(runs, name):
