@@ -106,8 +106,9 @@ def show_test(images, logits, labels, names, folder):
     matrix = confusion_matrix(logits.argmax(1), labels)
     print(f"{'class':<12}{'images':>7}{'right':>8}   most often taken for")
     for c, row in enumerate(matrix):
-        most = max((count.item(), names[k]) for k, count in enumerate(row) if k != c)
-        print(f"{names[c]:<12}{row.sum():>7,}{row[c] / row.sum():>8.1%}   {most[1]} ({most[0]})")
+        most, other = max((count.item(), names[k]) for k, count in enumerate(row) if k != c)
+        taken = f"{other} ({most})" if most else "-"
+        print(f"{names[c]:<12}{row.sum():>7,}{row[c] / row.sum():>8.1%}   {taken}")
     title = f"accuracy {accuracy(logits, labels):.2%} on {len(images):,} test images"
     save_figure(draw_confusion(matrix, names, title), folder / "confusion.png")
     save_figure(draw_mistakes(images, logits, labels, names), folder / "mistakes.png")
@@ -247,9 +248,9 @@ class Array:
         _, shape, dtype, fortran, raw = state
         self.array = np.frombuffer(raw, dtype.dtype).reshape(shape, order="F" if fortran else "C")
 
-    @classmethod
-    def from_buffer(cls, raw, dtype, shape, order, axes=None):
-        made, flat = cls(), np.frombuffer(raw, dtype.dtype)
+    @staticmethod
+    def from_buffer(raw, dtype, shape, order, axes=None):
+        made, flat = Array(), np.frombuffer(raw, dtype.dtype)
         made.array = flat.reshape(shape, order="C" if axes else order)
         made.array = made.array.transpose(axes) if axes else made.array
         return made
