@@ -260,9 +260,12 @@ def settings(args):
 
 def machine(parts):
     """What computes: the device as people call it, the precision, torch."""
-    name = f"{parts.device.type} ({torch.get_num_threads()} threads)"
-    if parts.device.type == "cuda":
+    name = parts.device.type
+    if name == "cuda":
         name = torch.cuda.get_device_name(parts.device)
+    if name == "cpu":
+        name = f"CPU with {torch.backends.cpu.get_cpu_capability()}, "
+        name += f"threads: {torch.get_num_threads()}"
     return f"{name}, {str(parts.dtype)[6:]}, torch {torch.__version__}"
 
 
