@@ -156,6 +156,7 @@ def main(argv=None):
         print("\n".join(" ".join(f"python train.py {flags} --out results/{list_name}/{name}".split()) for list_name, name, flags in todo))
         return
     out = Path(args.out).resolve()
+    out.mkdir(parents=True, exist_ok=True)
     ended = [run for run in todo if (out / run[0] / run[1] / "result.json").exists()]
     write_rows(out / "runs.csv", [row_of(*run[:2], out / run[0] / run[1]) for run in ended])
     todo = [run for run in todo if run not in ended]
