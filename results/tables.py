@@ -12,9 +12,10 @@ from collections import defaultdict
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "results"))
+sys.path[:0] = [str(ROOT), str(ROOT / "results")]
 
-from run import Help, read_rows, start, whole_file          # noqa: E402
+from model import Help, start, whole_file                   # noqa: E402
+from run import read_rows                                   # noqa: E402
 
 # question, the paper's words, run, the run that it is compared with
 CLAIMS = [
