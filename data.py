@@ -49,7 +49,8 @@ def augmentation(names=PAPER, size=32):
     transforms = {
         "rotation": v2.RandomRotation(15),
         "flip": v2.RandomHorizontalFlip(),
-        "crop": v2.RandomCrop(32, padding=4),
+        "crop": v2.RandomCrop(32, padding=4),       # the margin is black: -2 after normalise()
+        "reflect": v2.RandomCrop(32, padding=4, padding_mode="reflect"),
         "jitter": v2.ColorJitter(0.2, 0.2, 0.2),    # the paper names no strength; hue costs double
         "autoaugment": v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10),
         "trivial": v2.TrivialAugmentWide(),

@@ -90,18 +90,19 @@ class ResNet(nn.Module):
 
     @torch.no_grad()
     def whiten_stem(self, images):
-        """Set the stem's filters to the whitening directions of 3x3 patches, and freeze them.
+        """Set the stem's filters to the whitening directions of 2x2 patches, and freeze them.
 
         Neighbouring pixels are nearly equal, so what tells patches apart is faint and learned late.
         These filters give each direction variance 1 from the start (arXiv:2404.00498, section 3.2),
-        with plus and minus, because ReLU keeps one side. Filters beyond 54 stay random, frozen too.
+        with plus and minus, because ReLU keeps one side. Filters beyond 24 stay random, frozen too.
         images: float (N, 3, H, W), normalised.
         """
         weight = self.stem[0].weight                                        # (64, 3, 3, 3)
-        patches = F.unfold(images, 3).transpose(1, 2).reshape(-1, 27)       # (N * 900, 27)
+        patches = F.unfold(images, 2).transpose(1, 2).reshape(-1, 12)       # (N * 961, 12)
         variances, directions = torch.linalg.eigh(patches.T @ patches / len(patches))
         filters = (directions / (variances + 5e-4).sqrt()).T.flip(0)        # largest variance first
-        filters, half = filters.view(27, 3, 3, 3), min(27, len(weight) // 2)
+        filters = F.pad(filters.view(12, 3, 2, 2), (0, 1, 0, 1))            # (12, 3, 3, 3)
+        half = min(12, len(weight) // 2)
         weight[:2 * half] = torch.cat([filters[:half], -filters[:half]])
         weight.requires_grad_(False)
 

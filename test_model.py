@@ -416,7 +416,7 @@ def test_the_last_epochs_are_refined_and_sizes_share_the_epochs(targets, monkeyp
     for epoch in range(1, 11):
         train.train_epoch(*run, epoch)
     assert [size for _, size in drawn] == [16] * 3 + [24] * 5 + [32] * 2
-    assert [names for names, _ in drawn] == [["trivial"]] * 8 + [["crop", "flip"]] * 2
+    assert [names for names, _ in drawn] == [["trivial"]] * 8 + [["reflect", "flip"]] * 2
     assert [target.dim() for target in targets] == [2] * 16 + [1] * 4           # two steps an epoch
 
 

@@ -65,7 +65,7 @@ def train_epoch(parts, images, labels, args, epoch):
     """
     torch.manual_seed(args.seed * 1_000_003 + epoch)
     refine = epoch > round((1 - args.refine) * args.epochs)
-    names = ["crop", "flip"] if refine else args.augment
+    names = ["reflect", "flip"] if refine else args.augment
     inputs = augment(images, augmentation(names, size_in(epoch, args)), args.group)
     cutmix = v2.RandomApply([v2.CutMix(num_classes=CLASSES)], p=0 if refine else args.cutmix)
     steps = len(images) // args.batch_size          # no short last batch: its statistics are poor
@@ -351,8 +351,8 @@ def report(out, parts, args, history):
 RECIPES = {         # flags; those that are typed beside --recipe come after them and win
     "paper": "",
     "quick": "--blocks 1 2 2 --widths 32 96 192 --whiten --epochs 34 --sizes 20 24 32 --lr 1e-2 "
-             "--weight-decay 0.05 --warmup 3 --ema 0.98 --augment crop flip",
-    "strong": "--lr 3e-3 --weight-decay 0.1 --warmup 5 --ema 0.992 --augment crop flip trivial "
+             "--weight-decay 0.1 --warmup 3 --ema 0.98 --augment reflect flip",
+    "strong": "--lr 3e-3 --weight-decay 0.1 --warmup 5 --ema 0.992 --augment reflect flip trivial "
               "--cutmix 0.5 --refine 0.15",
 }
 
@@ -399,8 +399,8 @@ def add_recipe_flags(flag):
     flag("--whiten", action="store_true", help="fixed whitening filters in the stem")
     flag("--ema", type=share, default=0.0, help=f"decay, every {EMA_EVERY} steps, of an average of "
          "the weights, which then predicts; 0: no average")
-    flag("--augment", nargs="*", choices=[*PAPER, "trivial"], default=PAPER, metavar="NAME",
-         help=f"any of {' '.join(PAPER)} trivial, applied in the order given")
+    flag("--augment", nargs="*", choices=[*PAPER, "reflect", "trivial"], default=PAPER, metavar="NAME",
+         help=f"any of {' '.join(PAPER)} reflect trivial, applied in the order given")
     flag("--cutmix", type=share, default=0.0, help="share of batches mixed (arXiv:1905.04899)")
     flag("--refine", type=share, default=0.0, help="share of the epochs, at the end, with crop and "
          "flip alone and no CutMix (arXiv:1909.09148)")
