@@ -58,16 +58,16 @@ SHAPES = {
 }
 HALF = "--epochs 30"            # the ablations of the full size: equal epochs within a comparison
 # A tenth of the quick recipe's arithmetic, to choose its values by validation accuracy.
-SCREEN = "--recipe quick --blocks 1 1 1 --widths 32 128 256 --epochs 6 --warmup 1.2"
+SCREEN = ("--blocks 1 1 1 --widths 32 128 256 --epochs 6 --sizes 20 24 32 --lr 1e-2 --weight-decay 0.1 --warmup 1.2 "
+          "--ema 0.98 --augment reflect flip")
 TRIED = {
-    "base": "", "lr-5e-3": "--lr 5e-3 --weight-decay 0.1", "lr-2e-2": "--lr 2e-2 --weight-decay 0.025",
-    "batch-64": "--batch-size 64", "smoothing-0.2": "--label-smoothing 0.2", "no-ema": "--ema 0",
-    "wd-0.1": "--weight-decay 0.1", "full-size": "--sizes 32 --epochs 4", "sizes-16": "--sizes 16 24 32",
-    "1-2-2": "--blocks 1 2 2 --widths 32 96 192 --epochs 5", "2-2-2": "--blocks 2 2 2 --widths 32 64 128",
-    "cutmix": "--cutmix 0.5", "erasing": "--augment crop flip erasing",
+    "base": "", "black-border": "--augment crop flip", "black-border-decay-0.2": "--augment crop flip --weight-decay 0.2",
+    "erasing": "--augment reflect flip erasing", "cutmix": "--cutmix 0.3", "smoothing-0.2": "--label-smoothing 0.2",
+    "lr-2e-2": "--lr 2e-2", "lr-5e-3": "--lr 5e-3", "batch-64": "--batch-size 64", "no-ema": "--ema 0",
+    "full-size": "--sizes 32 --epochs 4", "sizes-16": "--sizes 16 24 32", "1-2-2": "--blocks 1 2 2 --widths 32 96 192 --epochs 5",
 }
 LISTS = {
-    "screen": each(SCREEN, TRIED),
+    "screen": each(f"{SCREEN} --whiten", TRIED) | each(SCREEN, {"no-whitening": ""}),
     "claims": {f"{regime}/{name}": f"{SMALL} {length} {flags}" for regime, length in REGIMES.items() for name, flags in (
         each("", REGULARISATION, range(3)) | each("", SHAPES)).items()},
     "quick": each("--recipe quick", {"quick": ""}, (0, 1)) | each("", {
