@@ -231,6 +231,13 @@ def test_papers_augmentation_stands_in_its_order_and_erases_last():
     assert out.shape == (50, 3, 32, 32) and out.dtype == torch.float32 and out.isfinite().all()
 
 
+def test_a_crop_fills_its_margin_with_black_and_reflect_with_the_image():
+    white = torch.full((50, 3, 32, 32), 255, dtype=torch.uint8)
+    crop, reflect = (data.augment(white, data.augmentation([name]), 1) for name in ("crop", "reflect"))
+    assert torch.equal(reflect, data.normalise(white)) and crop.unique().tolist() == sorted(
+        value for colour in (0, 255) for value in data.normalise(torch.full((3, 1, 1), colour, dtype=torch.uint8)).flatten().tolist())
+
+
 def test_smaller_images_are_shrunk_not_cut():
     images = data.fake_data(train=False)[0][:20]
     small = data.augment(images, data.augmentation(["flip"], size=16), 1)
