@@ -34,6 +34,10 @@ from model import (CLASSES, Help, add_network_flags, autocast, flop_per_image, l
                    save_figure, start, whole_file)
 from predict import accuracy, predict
 
+EMA_EVERY = 8       # steps between two updates of the average of the weights
+SAVE_EVERY = 30     # seconds between two writes of last.pt
+SAVED = ("model", "predictor", "optimizer", "scheduler", "scaler")    # whose states last.pt holds
+
 
 def train_step(parts, x, target, label_smoothing):
     """One step on one batch: forward, loss, backward, update (paper section 2.2).
@@ -124,10 +128,6 @@ def main(argv=None):
 
 
 # ---- the parts of the recipe -----------------------------------------------------------------
-
-EMA_EVERY = 8       # steps between two updates of the average
-
-
 def build(args, images, device):
     """All that trains, in one namespace. SystemExit if the images are fewer than a batch.
 
@@ -203,11 +203,6 @@ def epoch_flop(epoch, parts, args):
 
 
 # ---- saving and resuming ---------------------------------------------------------------------
-
-SAVE_EVERY = 30     # seconds
-SAVED = ("model", "predictor", "optimizer", "scheduler", "scaler")
-
-
 def save(out, parts, args, history):
     """Write what an epoch leaves. best.pt: the predictor of the best epoch, and that epoch's row.
     last.pt: the predictor as it is now and, for --resume, the states of all parts, the history, the
@@ -347,7 +342,6 @@ def report(out, parts, args, history):
 
 
 # ---- the command line ------------------------------------------------------------------------
-
 RECIPES = {         # flags; those that are typed beside --recipe come after them and win
     "paper": "",
     "quick": "--blocks 1 2 2 --widths 32 96 192 --whiten --epochs 34 --sizes 20 24 32 --lr 1e-2 "
