@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 from torchvision import datasets
 from torchvision.transforms import v2
 
@@ -136,8 +137,6 @@ def class_names(where):
 # ---- the picture, and the command line -------------------------------------------------------
 def draw_augmentation(images, names, rows=6):
     """A figure of uint8 images (10, 3, 32, 32) above `rows` augmented versions of each."""
-    from matplotlib.figure import Figure        # here, because it takes a second
-
     mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
     versions = [augment(images, augmentation(), group=1) * std + mean for _ in range(rows)]
     figure = Figure(figsize=(10, 1.05 * (rows + 1) + 0.3), layout="constrained")

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 from torchvision.transforms.v2 import functional as TF
 from tqdm import tqdm
@@ -122,8 +123,6 @@ def confusion_matrix(predicted, labels):
 
 
 def draw_confusion(matrix, names, title):
-    from matplotlib.figure import Figure        # here, because it takes a second
-
     figure = Figure(figsize=(7, 6.2), layout="constrained")
     axes = figure.subplots()
     share = (matrix / matrix.sum(1, keepdim=True)).numpy()
@@ -139,8 +138,6 @@ def draw_confusion(matrix, names, title):
 
 def draw_mistakes(images, logits, labels, names):
     """The 24 mistakes that the network is surest of."""
-    from matplotlib.figure import Figure
-
     sure, predicted = logits.softmax(1).max(1)
     wrong = (predicted != labels).nonzero().flatten()
     wrong = wrong[sure[wrong].argsort(descending=True)][:24]

@@ -25,6 +25,7 @@ from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 from torchvision.transforms import v2
 from tqdm import tqdm
 
@@ -308,8 +309,6 @@ def print_row(row, epochs):
 
 def draw_curves(history):
     """The paper's figures 2 and 3: loss and accuracy by epoch, training against validation."""
-    from matplotlib.figure import Figure        # here, because it takes a second
-
     figure = Figure(figsize=(10, 4), layout="tight")
     for axes, name in zip(figure.subplots(1, 2), ("loss", "acc")):
         for part, label in (("train", "training (augmented)"), ("val", "validation")):
