@@ -152,15 +152,6 @@ def draw_mistakes(images, logits, labels, names):
 
 
 # ---- reading untrusted files: a class can skip this, or study it -------------------------------
-#
-# A pickle is a program: it may name any function of Python and have it called. The competition's
-# file is a pickle, so ArrayUnpickler looks at every name before it is loaded, and admits five.
-# numpy's own functions are not among them: an array's __setstate__ believes what the file says of
-# the type and size of its content, even that its bytes are addresses of Python objects. Array and
-# Dtype stand in for them: they take the same arguments, admit plain numbers and text only, and let
-# numpy.frombuffer check that there are as many bytes as the shape needs.
-
-
 def read_images(path):
     """IDs (int or str) and images (uint8 (N, 3, 32, 32)) of a pickle, a .npy, a picture, a folder.
 
@@ -208,7 +199,14 @@ def read_pickle(raw):
 
 
 class ArrayUnpickler(pickle.Unpickler):
-    """Loads arrays and plain values; refuses any other name before anything of it runs."""
+    """Loads arrays and plain values; refuses any other name before anything of it runs.
+
+    A pickle is a program: it may name any function of Python and have it called. Five names are
+    admitted, numpy's own functions not among them: an array's __setstate__ believes what the file
+    says of the type and size of its content, even that its bytes are addresses of Python objects.
+    Array and Dtype stand in for them: they take the same arguments, admit plain numbers and text
+    only, and let numpy.frombuffer check that there are as many bytes as the shape needs.
+    """
 
     def find_class(self, module, name):
         admitted = {
