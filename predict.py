@@ -253,10 +253,9 @@ class Array:
 
 def read_pictures(path):
     """A picture, or all of a folder; the ID is the file's name."""
-    files = [path]
-    if path.is_dir():
-        files = [file for file in path.iterdir() if file.suffix.lower() in PICTURES]
-        files.sort(key=lambda f: re.sub(r"\d+", lambda n: n[0].zfill(20), f.stem))   # 2 before 10
+    files = path.iterdir() if path.is_dir() else [path]
+    files = [file for file in files if file.suffix.lower() in PICTURES]
+    files.sort(key=lambda f: re.sub(r"\d+", lambda n: n[0].zfill(20), f.stem))       # 2 before 10
     ids = [file.stem for file in files]
     if not files or len(set(ids)) < len(ids):
         raise ValueError(f"{len(ids)} pictures, {len(set(ids))} names: each needs one of its own")
