@@ -70,7 +70,7 @@ class ResNet(nn.Module):
                        "residual": residual, "dropout": dropout}
         self.stem = nn.Sequential(nn.Conv2d(3, widths[0], 3, padding=1, bias=False),
                                   nn.BatchNorm2d(widths[0]), nn.ReLU())
-        self.stages, channels = nn.ModuleList(), widths[0]
+        self.stages, channels = nn.Sequential(), widths[0]
         for stage, (count, width) in enumerate(zip(blocks, widths, strict=True)):
             first = Block(channels, width, stride=2 if stage else 1, residual=residual)
             rest = [Block(width, width, residual=residual) for _ in range(count - 1)]
@@ -83,8 +83,7 @@ class ResNet(nn.Module):
 
     def forward(self, x):                          # (B, 3, 32, 32)
         x = self.stem(x)                           # (B, 64, 32, 32)
-        for stage in self.stages:
-            x = stage(x)                           # (B, 64, 32, 32), (B, 128, 16, 16), ...
+        x = self.stages(x)                         # (B, 256, 8, 8), halved by stages 2 and 3
         x = x.mean(dim=(2, 3))                     # (B, 256), global average pooling
         return self.classifier(self.dropout(x))    # (B, 10)
 
