@@ -205,13 +205,11 @@ def epoch_flop(epoch, parts, args):
 
 # ---- saving and resuming ---------------------------------------------------------------------
 def save(out, parts, args, history):
-    """Write what an epoch leaves. best.pt: the predictor of the best epoch, and that epoch's row.
-    last.pt: the predictor as it is now and, for --resume, the states of all parts, the history, the
-    settings and the machine.
+    """Write what an epoch leaves: last.pt to resume from, best.pt to predict with, log.csv.
 
-    best.pt and log.csv are written every epoch. Where an epoch takes a second, last.pt (three to
-    four times as large) and curves.png would slow it down, so they wait until they are 30 seconds
-    old: a kill costs the running epoch and at most 30 seconds before it.
+    Where an epoch takes a second, last.pt (three to four times as large as best.pt) and curves.png
+    would slow it down, so they wait until they are 30 seconds old: a kill costs the running epoch
+    and at most 30 seconds before it.
     """
     epoch, last = len(history), out / "last.pt"
     age = abs(time.time() - last.stat().st_mtime) if last.exists() else math.inf
