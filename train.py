@@ -265,7 +265,7 @@ def machine(parts):
 
 def best_epoch(history):
     """The first epoch with the highest validation accuracy; without validation the last."""
-    return max(history, key=lambda row: (row.get("val_acc", row["epoch"]), -row["epoch"]))["epoch"]
+    return max(history, key=lambda row: row.get("val_acc", row["epoch"]))["epoch"]
 
 
 def check_folder(out, resume):
