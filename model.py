@@ -205,7 +205,7 @@ def pick_device(name=None):
                   "the CPU: install a torch for the CUDA that nvidia-smi shows (pytorch.org)")
     try:
         torch.zeros(1, device=name).cpu()           # fails on "meta", too
-    except (RuntimeError, AssertionError, NotImplementedError):
+    except (RuntimeError, AssertionError):
         raise SystemExit(f"error: no device {name!r} can be used here: try --device cpu") from None
     return torch.device(name)
 
