@@ -390,8 +390,8 @@ def add_recipe_flags(flag):
     flag("--whiten", action="store_true", help="fixed whitening filters in the stem")
     flag("--ema", type=share, default=0.0, help=f"decay, every {EMA_EVERY} steps, of an average of "
          "the weights, which then predicts; 0: no average")
-    flag("--augment", nargs="*", choices=[*PAPER, "reflect", "trivial"], default=PAPER, metavar="NAME",
-         help=f"any of {' '.join(PAPER)} reflect trivial, applied in the order given")
+    flag("--augment", nargs="*", choices=[*PAPER, "reflect", "trivial"], default=PAPER,
+         metavar="NAME", help=f"any of {' '.join(PAPER)} reflect trivial, in the order given")
     flag("--cutmix", type=share, default=0.0, help="share of batches mixed (arXiv:1905.04899)")
     flag("--refine", type=share, default=0.0, help="share of the epochs, at the end, with crop and "
          "flip alone and no CutMix (arXiv:1909.09148)")
