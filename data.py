@@ -34,8 +34,7 @@ MIRRORS = [         # the same bytes; the original gives 55 kB/s (pytorch/vision
 def normalise(images):
     """uint8 (..., 3, H, W) -> float32 with mean 0 and std 1 in each channel of the training set.
 
-    Training, validation and prediction come through here: augmentation() and predict() call it, and
-    train.build() for the whitening filters.
+    Training, validation and prediction all come through here.
     """
     images = v2.functional.to_dtype(images, torch.float32, scale=True)
     return v2.functional.normalize(images, MEAN, STD)
