@@ -334,8 +334,8 @@ def report(out, parts, args, history):
     val = f", {best['val_acc']:.2%} on the validation set" if "val_acc" in best else ""
     print(f"\ntest accuracy {test_acc:.2%}{val}, epoch {best['epoch']} of {args.epochs}")
     print(f"{count:,} parameters, {total:.1e} operations, {seconds / 60:.1f} minutes")
-    names = [shlex.quote(str(name)) for name in (out / "best.pt", args.data)]
-    print(f"next: python predict.py --ckpt {names[0]} --data {names[1]}")
+    command = ["python", "predict.py", "--ckpt", str(out / "best.pt"), "--data", args.data]
+    print(f"next: {shlex.join(command)}")
 
 
 # ---- the command line ------------------------------------------------------------------------
