@@ -350,17 +350,16 @@ RECIPES = {         # flags; those that are typed beside --recipe come after the
 
 def parse_args(argv=None):
     argv = sys.argv[1:] if argv is None else argv
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--recipe", choices=RECIPES, default="paper", help="flags to start from")
-    recipe, typed = first.parse_known_args(argv)
     lines = [f"  --recipe {name}: {flags or 'as below'}" for name, flags in RECIPES.items()]
-    parser = argparse.ArgumentParser(parents=[first], allow_abbrev=False, formatter_class=Help,
-                                     description="\n".join([__doc__, *lines]))
+    parser = argparse.ArgumentParser(description="\n".join([__doc__, *lines]),
+                                     formatter_class=Help, allow_abbrev=False)
     parser.set_defaults(command=shlex.join(["python", "train.py", *argv]))
+    parser.add_argument("--recipe", choices=RECIPES, default="paper", help="flags to start from")
     add_run_flags(parser.add_argument_group("run").add_argument)
     add_network_flags(parser.add_argument_group("network").add_argument)
     add_recipe_flags(parser.add_argument_group("recipe").add_argument)
-    return parser.parse_args([*shlex.split(RECIPES[recipe.recipe]), *typed], recipe)
+    recipe = shlex.split(RECIPES[parser.parse_args(argv).recipe])
+    return parser.parse_args([*recipe, *argv])
 
 
 def add_run_flags(flag):
