@@ -26,6 +26,7 @@ sys.path.insert(0, str(ROOT))
 import torch                                                    # noqa: E402
 
 import train                                                    # noqa: E402
+from data import PAPER                                          # noqa: E402
 from model import Help, ResNet, flop_per_image, number, start, whole_file       # noqa: E402
 
 COLUMNS = ["list", "name", "command", "seed", "machine", "minutes", "flop", "parameters", "epoch", "epochs",
@@ -43,10 +44,8 @@ REGIMES = {"all": "--epochs 5", "tenth": "--epochs 50 --train-size 4500"}
 SMALL = "--blocks 1 1 1 --widths 16 32 64 --lr 3e-3"
 REGULARISATION = {
     "recipe": "", "no-smoothing": "--label-smoothing 0",
-    "no-autoaugment": "--augment crop flip rotation jitter erasing",
-    "no-erasing": "--augment crop flip rotation jitter autoaugment",
-    "no-rotation": "--augment crop flip jitter autoaugment erasing",
-    "no-jitter": "--augment crop flip rotation autoaugment erasing",
+    **{f"no-{part}": f"--augment {' '.join(name for name in PAPER if name != part)}"
+       for part in ("autoaugment", "erasing", "rotation", "jitter")},
     "crop-and-flip": "--augment crop flip", "nothing": "--augment --label-smoothing 0", "single-draws": "--group 1",
 }
 SHAPES = {
