@@ -16,8 +16,8 @@ import shlex
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import timedelta
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -161,15 +161,14 @@ def main(argv=None):
     todo = [run for run in todo if run not in ended]
     total, done, begin = sum(flop_of(flags) for *_, flags in todo), 0, time.perf_counter()
     print(f"{len(todo)} runs to do, {total:.1e} operations")
-    with ThreadPoolExecutor(args.jobs) as pool:
-        runs = {pool.submit(run_one, flags, out / list_name / name): (list_name, name, flags) for list_name, name, flags in todo}
-        for future in as_completed(runs):
-            list_name, name, flags = runs[future]
-            if future.result():
+    with ThreadPool(args.jobs) as pool:         # which Ctrl-C leaves without starting the next run
+        for (list_name, name, flags), ended in pool.imap_unordered(
+                lambda run: (run, run_one(run[2], out / run[0] / run[1])), todo):
+            if ended:
                 write_rows(out / "runs.csv", [row_of(list_name, name, out / list_name / name)])
             done += flop_of(flags)
             left = timedelta(seconds=round((time.perf_counter() - begin) * (total - done) / done))
-            print(f"{name}: {'done' if future.result() else 'failed, see terminal.log in its folder'}; about {left} left")
+            print(f"{name}: {'done' if ended else 'failed, see terminal.log in its folder'}; about {left} left")
 
 
 if __name__ == "__main__":
