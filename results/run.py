@@ -5,11 +5,11 @@
     python results/run.py --list                    # every command of every list
 
 What is done is skipped and what was interrupted is resumed, so the same command can be typed until nothing is
-left. Each run has a folder results/LIST/NAME. results/tables.py writes the tables from results/runs.csv.
+left. Each run has a folder results/LIST/NAME.
 """
 import argparse
+import codecs
 import csv
-import io
 import json
 import os
 import shlex
@@ -20,26 +20,26 @@ from datetime import timedelta
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import torch
 
-import torch                                                    # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import train                                                    # noqa: E402
-from data import PAPER                                          # noqa: E402
-from model import Help, ResNet, flop_per_image, number, start, whole_file       # noqa: E402
+import train
+from data import PAPER
+from model import Help, ResNet, flop_per_image, number, start, whole_file
 
+ROOT = Path(train.__file__).parent
 COLUMNS = ["list", "name", "command", "seed", "machine", "minutes", "flop", "parameters", "epoch", "epochs",
            "train_acc", "val_acc", "test_acc"]
 
 
-def each(flags, names, seeds=(0,)):
-    """{name-sSEED: flags} of every name and seed."""
-    return {f"{name}-s{seed}": f"{flags} {own} --seed {seed}" for name, own in names.items() for seed in seeds}
+def each(flags, names, seeds=1):
+    """{NAME-sSEED: flags} of every name and seed."""
+    return {f"{name}-s{seed}": " ".join(f"{flags} {own} --seed {seed}".split())
+            for name, own in names.items() for seed in range(seeds)}
 
 
-# Two regimes of equal cost: (a) every image five times; (b) a tenth of the images, each fifty times, so that
-# even a small network can overfit.
+# Two of equal cost: every image five times; a tenth of them fifty times, so that even a small network can overfit.
 REGIMES = {"all": "--epochs 5", "tenth": "--epochs 50 --train-size 4500"}
 SMALL = "--blocks 1 1 1 --widths 16 32 64 --lr 3e-3"
 REGULARISATION = {
@@ -60,35 +60,38 @@ HALF = "--epochs 30"            # the ablations of the full size: equal epochs w
 SCREEN = ("--blocks 1 1 1 --widths 32 128 256 --epochs 6 --sizes 20 24 32 --lr 1e-2 --weight-decay 0.1 --warmup 1.2 "
           "--ema 0.98 --augment reflect flip")
 TRIED = {
-    "base": "", "black-border": "--augment crop flip", "black-border-decay-0.2": "--augment crop flip --weight-decay 0.2",
+    "base": "", "black-border": "--augment crop flip",
+    "black-border-decay-0.2": "--augment crop flip --weight-decay 0.2",
     "erasing": "--augment reflect flip erasing", "cutmix": "--cutmix 0.3", "smoothing-0.2": "--label-smoothing 0.2",
     "lr-2e-2": "--lr 2e-2", "lr-5e-3": "--lr 5e-3", "batch-64": "--batch-size 64", "no-ema": "--ema 0",
-    "full-size": "--sizes 32 --epochs 4", "sizes-16": "--sizes 16 24 32", "1-2-2": "--blocks 1 2 2 --widths 32 96 192 --epochs 5",
+    "full-size": "--sizes 32 --epochs 4", "sizes-16": "--sizes 16 24 32",
+    "1-2-2": "--blocks 1 2 2 --widths 32 96 192 --epochs 5",
 }
 LISTS = {
     "screen": each(f"{SCREEN} --whiten", TRIED) | each(SCREEN, {"no-whitening": ""}),
-    "claims": {f"{regime}/{name}": f"{SMALL} {length} {flags}" for regime, length in REGIMES.items() for name, flags in (
-        each("", REGULARISATION, range(3)) | each("", SHAPES)).items()},
-    "quick": each("--recipe quick", {"quick": ""}, (0, 1)) | each("", {
+    "claims": {f"{regime}/{name}": f"{SMALL} {length} {flags}" for regime, length in REGIMES.items()
+               for name, flags in (each("", REGULARISATION, 3) | each("", SHAPES)).items()},
+    "quick": each("--recipe quick", {"quick": ""}, 2) | each("", {
         "half": "--recipe quick --epochs 15", "paper-values": "--blocks 1 2 2 --widths 32 96 192 --epochs 34"}),
-    "gpu-paper": each("", {"paper": "", "drawn": "--blocks 2 2 2"}, range(3)) | each("", {"plain": "--plain"}),
-    "gpu-strong": each("--recipe strong", {"strong": ""}, range(3)),
+    "gpu-paper": each("", {"paper": "", "drawn": "--blocks 2 2 2"}, 3) | each("", {"plain": "--plain"}),
+    "gpu-strong": each("--recipe strong", {"strong": ""}, 3),
     "gpu-long": each("--recipe strong --val-size 0 --epochs 600", {"long": ""}),
-    "gpu-fast": each("--recipe quick", {f"{n}-epochs": f"--blocks 2 2 2 --widths 64 128 256 --batch-size 512 --epochs {n}"
-                                        for n in (10, 15, 30)}, range(3)),
+    "gpu-fast": each("--recipe quick --blocks 2 2 2 --widths 64 128 256 --batch-size 512",
+                     {f"{n}-epochs": f"--epochs {n}" for n in (10, 15, 30)}, 3),
     "gpu-claims": each(HALF, REGULARISATION) | each(HALF, {
         "plain-27": "--plain --blocks 9 9 9 --widths 38 76 152", "skips-27": "--blocks 9 9 9 --widths 38 76 152",
-        "wide-early": "--blocks 2 2 2 --widths 128 160 320", "decay-0.1": "--weight-decay 0.1", "decay-1": "--weight-decay 1"}),
+        "wide-early": "--blocks 2 2 2 --widths 128 160 320",
+        "decay-0.1": "--weight-decay 0.1", "decay-1": "--weight-decay 1"}),
 }
 
 
 def flop_of(flags):
     args = train.parse_args(shlex.split(flags))
-    images, epochs = args.train_size or 50_000 - args.val_size, range(1, args.epochs + 1)
     with torch.device("meta"):                  # shapes without numbers
         model = ResNet(args.blocks, args.widths)
         flop = {size: flop_per_image(model, size) for size in args.sizes}
-    return sum(images * flop[train.size_in(epoch, args)] for epoch in epochs)
+    per_image = sum(flop[train.size_in(epoch, args)] for epoch in range(1, args.epochs + 1))
+    return per_image * (args.train_size or 50_000 - args.val_size)
 
 
 def run_one(flags, folder):
@@ -105,33 +108,27 @@ def run_one(flags, folder):
         return subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, env=one_thread).returncode == 0
 
 
-def row_of(list_name, name, folder):
-    """The row of runs.csv of a run that has ended."""
-    result = json.loads((folder / "result.json").read_text())
-    with open(folder / "log.csv", newline="") as file:
-        best = list(csv.DictReader(file))[result["epoch"] - 1]
-    return result | {
-        "list": list_name, "name": name, "command": " ".join(f"python train.py {LISTS[list_name][name]}".split()),
-        "seed": result["settings"]["seed"], "epochs": result["settings"]["epochs"],
-        "minutes": round(result["seconds"] / 60, 1), "train_acc": round(float(best["train_acc"]), 4)}
-
-
-def write_rows(path, new):
-    """Add rows to the CSV, in the place of older ones of the same name."""
-    rows = {(row["list"], row["name"]): row for row in [*read_rows(path), *new]}
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows[key] for key in sorted(rows))
-    with whole_file(path) as file:
-        file.write(text.getvalue().encode())
-
-
 def read_rows(path):
-    if not path.exists():
-        return []
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
+    return list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
+
+
+def record(out, runs):
+    """Add a row to runs.csv for each of these runs that has ended, in the place of an older one of its name."""
+    rows = {f"{row['list']}/{row['name']}": row for row in read_rows(out / "runs.csv")}
+    for run in runs:
+        if not (out / run / "result.json").exists():
+            continue
+        list_name, name = run.split("/", 1)
+        result = json.loads((out / run / "result.json").read_text())
+        best = read_rows(out / run / "log.csv")[result["epoch"] - 1]
+        rows[run] = result["settings"] | result | {
+            "list": list_name, "name": name, "command": f"python train.py {LISTS[list_name][name]}",
+            "minutes": round(result["seconds"] / 60, 1), "train_acc": round(float(best["train_acc"]), 4)}
+    with whole_file(out / "runs.csv") as file:
+        text = codecs.getwriter("utf-8")(file)
+        writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows[run] for run in sorted(rows))
 
 
 def parse_args(argv=None):
@@ -139,8 +136,9 @@ def parse_args(argv=None):
     parser.add_argument("lists", nargs="*", metavar="LIST", help=f"of {' '.join(LISTS)}")
     parser.add_argument("--jobs", type=number(int, 1), default=2, help="runs side by side, one CPU thread each")
     parser.add_argument("--only", nargs="*", metavar="NAME", help="only runs with this in their name")
-    parser.add_argument("--flags", default="", help='for every run: "--data DIR", or "--data fake --epochs 1" to rehearse')
-    parser.add_argument("--out", default=str(ROOT / "results"), help="where the folders and runs.csv go")
+    parser.add_argument("--flags", default="",
+                        help='for every run: "--data DIR", or "--data fake --epochs 1" to rehearse')
+    parser.add_argument("--out", type=Path, default=ROOT / "results", help="where the folders and runs.csv go")
     parser.add_argument("--list", action="store_true", help="print the commands, run nothing")
     return parser.parse_args(argv)
 
@@ -149,26 +147,23 @@ def main(argv=None):
     args = parse_args(argv)
     if unknown := set(args.lists) - set(LISTS):
         raise SystemExit(f"error: there is no list {unknown.pop()!r}: take {' '.join(LISTS)}")
-    todo = [(list_name, name, f"{flags} {args.flags}") for list_name in (args.lists or LISTS)
-            for name, flags in LISTS[list_name].items() if not args.only or any(part in name for part in args.only)]
+    runs = {f"{list_name}/{name}": f"{flags} {args.flags}".strip() for list_name in args.lists or LISTS
+            for name, flags in LISTS[list_name].items() if not args.only or any(part in name for part in args.only)}
     if args.list or not args.lists:
-        print("\n".join(" ".join(f"python train.py {flags} --out results/{list_name}/{name}".split()) for list_name, name, flags in todo))
+        print("\n".join(f"python train.py {flags} --out results/{run}" for run, flags in runs.items()))
         return
-    out = Path(args.out).resolve()
+    out = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    ended = [run for run in todo if (out / run[0] / run[1] / "result.json").exists()]
-    write_rows(out / "runs.csv", [row_of(*run[:2], out / run[0] / run[1]) for run in ended])
-    todo = [run for run in todo if run not in ended]
-    total, done, begin = sum(flop_of(flags) for *_, flags in todo), 0, time.perf_counter()
+    record(out, runs)
+    todo = {run: flop_of(flags) for run, flags in runs.items() if not (out / run / "result.json").exists()}
+    total, done, begin = sum(todo.values()), 0, time.perf_counter()
     print(f"{len(todo)} runs to do, {total:.1e} operations")
     with ThreadPool(args.jobs) as pool:         # which Ctrl-C leaves without starting the next run
-        for (list_name, name, flags), ended in pool.imap_unordered(
-                lambda run: (run, run_one(run[2], out / run[0] / run[1])), todo):
-            if ended:
-                write_rows(out / "runs.csv", [row_of(list_name, name, out / list_name / name)])
-            done += flop_of(flags)
+        for run, ended in pool.imap_unordered(lambda run: (run, run_one(runs[run], out / run)), todo):
+            record(out, [run])
+            done += todo[run]
             left = timedelta(seconds=round((time.perf_counter() - begin) * (total - done) / done))
-            print(f"{name}: {'done' if ended else 'failed, see terminal.log in its folder'}; about {left} left")
+            print(f"{run}: {'done' if ended else 'failed, see terminal.log in its folder'}; about {left} left")
 
 
 if __name__ == "__main__":
