@@ -7,24 +7,23 @@ import sys
 from pathlib import Path
 
 import torch
-from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data import load_data                                                                          # noqa: E402
-from model import Help, load_checkpoint, memory_format, pick_device, pick_dtype, start, whole_file      # noqa: E402
-from predict import accuracy, predict                                                               # noqa: E402
+from data import load_data
+from model import Help, load_checkpoint, memory_format, pick_device, pick_dtype, start, whole_file
+from predict import accuracy, predict
 
 
 def noisy(images, sigma):
     """Gaussian noise whose standard deviation is sigma of the full range."""
-    return TF.to_dtype(v2.GaussianNoise(sigma=sigma)(TF.to_dtype(images, torch.float32, scale=True)), torch.uint8, scale=True)
+    noisy = TF.to_dtype(images, scale=True) + sigma * torch.randn(images.shape)
+    return TF.to_dtype(noisy.clamp(0, 1), torch.uint8, scale=True)
 
 
 DAMAGES = {         # kind: (function of images and strength, strengths)
-    "as they are": (lambda x, _: x, [0]),
+    "as they are": (lambda x, _: x, [""]),
     "noise, sigma": (noisy, [0.02, 0.05, 0.1]),
     "blur, sigma in pixels": (lambda x, s: TF.gaussian_blur(x, [5, 5], [s, s]), [0.5, 1.0, 1.5]),
     "JPEG, quality": (lambda x, q: torch.stack([TF.jpeg(image, q) for image in x]), [75, 40, 15]),
@@ -44,16 +43,15 @@ def main(argv=None):
     model, _ = load_checkpoint(args.ckpt)
     model.to(device, memory_format=memory_format(device))
     images, labels = load_data(args.data, train=False)
-    lines = ["corruption,strength,test_acc"]
+    lines = ["images,test_acc"]
     for kind, (damage, strengths) in DAMAGES.items():
         for strength in strengths:
             torch.manual_seed(0)
             right = accuracy(predict(model, damage(images, strength), pick_dtype(device)).cpu(), labels)
-            lines.append(f'"{kind}",{strength},{right}')
-            print(f"{kind:<24}{strength:>6}{right:>9.2%}")
-    folder = ROOT / "results/robustness"
-    folder.mkdir(exist_ok=True)
-    with whole_file(folder / f"{Path(args.ckpt).stem}.csv") as file:
+            name = f"{kind} {strength}".strip()
+            lines.append(f'"{name}",{right}')
+            print(f"{name:<30}{right:>8.2%}")
+    with whole_file(Path(__file__).with_name("robustness") / f"{Path(args.ckpt).stem}.csv") as file:
         file.write(("\n".join(lines) + "\n").encode())
 
 

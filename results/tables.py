@@ -6,16 +6,15 @@
 import argparse
 import math
 import re
-import statistics
 import sys
 from collections import defaultdict
 from pathlib import Path
+from statistics import mean, stdev, variance
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "results")]
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from model import Help, start, whole_file                   # noqa: E402
-from run import read_rows                                   # noqa: E402
+from run import ROOT, read_rows                     # first: it finds the main scripts
+from model import Help, start, whole_file
 
 # question, the paper's words, run, the run that it is compared with
 CLAIMS = [
@@ -43,64 +42,53 @@ CLAIMS = [
 
 
 def load_runs():
-    """{list: {name without -sSEED: [row of each seed]}} of results/runs.csv."""
+    """{list: {name without -sSEED: rows of its seeds}} of runs.csv, where claims/all and claims/tenth are two lists."""
     runs = defaultdict(lambda: defaultdict(list))
     for row in read_rows(ROOT / "results/runs.csv"):
-        runs[row["list"]][re.sub(r"-s\d+$", "", row["name"])].append(row)
+        list_name, name = f"{row['list']}/{row['name']}".rsplit("/", 1)
+        runs[list_name][name.rpartition("-s")[0]].append(row)
     return runs
 
 
 def accuracies(rows, column="test_acc"):
-    return [100 * float(row[column]) for row in rows]
+    return [100 * float(row[column]) for row in rows if row[column]]
 
 
 def percent(values):
     """Mean, and the standard deviation of two or more; a dash for none."""
-    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f}{spread}" if values else "-"
-
-
-def noise(runs):
-    """Standard deviation from seed to seed, pooled over all rows with several seeds, in percent points."""
-    spreads = [statistics.variance(accuracies(rows)) for rows in runs.values() if len(rows) > 1]
-    return math.sqrt(statistics.mean(spreads)) if spreads else math.inf
+    spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{mean(values):.2f}{spread}" if values else "-"
 
 
 def difference(runs, name, baseline):
-    """(difference of the means, its standard error) by the pooled noise, or None where a run is missing."""
-    a, b = accuracies(runs.get(name, [])), accuracies(runs.get(baseline, []))
-    if not a or not b:
+    """(difference of the means, its standard error), or None where one cannot be told.
+
+    The error follows from the noise from seed to seed, pooled over all runs with several seeds.
+    """
+    a, b = accuracies(runs[name]), accuracies(runs[baseline])
+    spreads = [variance(accuracies(rows)) for rows in runs.values() if len(rows) > 1]
+    if not (a and b and spreads):
         return None
-    return statistics.mean(a) - statistics.mean(b), noise(runs) * math.sqrt(1 / len(a) + 1 / len(b))
-
-
-def verdict(found):
-    """A difference counts when it is more than twice its standard error."""
-    return f"{found[0]:+.1f}" if abs(found[0]) > 2 * found[1] else "no difference seen"
+    return mean(a) - mean(b), math.sqrt(mean(spreads) * (1 / len(a) + 1 / len(b)))
 
 
 def cell(runs, name, baseline):
-    """Test accuracy of a run and how it differs from another one: 72.4 (+7.9)."""
-    rows = runs.get(name)
-    if not rows:
+    """Test accuracy of a run and its difference to another one, which counts from twice its standard error on."""
+    if not runs[name]:
         return "open"
-    found = difference(runs, name, baseline) if baseline else None
-    return f"{statistics.mean(accuracies(rows)):.1f}" + (f" ({verdict(found)})" if found else "")
+    verdict = ""
+    if found := difference(runs, name, baseline):
+        verdict = f" ({found[0]:+.1f})" if abs(found[0]) > 2 * found[1] else " (no difference seen)"
+    return f"{mean(accuracies(runs[name])):.1f}{verdict}"
 
 
 def table(head, rows):
     return "\n".join("|" + "|".join(map(str, line)) + "|" for line in [head, ["---"] * len(head), *rows])
 
 
-def regime(runs, name):
-    """The runs of one of the two regimes of the list claims."""
-    return {run.split("/")[1]: rows for run, rows in runs["claims"].items() if run.startswith(name + "/")}
-
-
 def claims(runs):
-    regimes = [regime(runs, "all"), regime(runs, "tenth")]
     return table(["question", "the paper", "(a) test %", "(b) test %", "`--only`"], [
-        [question, paper, *(cell(part, name, baseline) for part in regimes), f"`{name}`"]
+        [question, paper, *(cell(runs[part], name, baseline) for part in ("claims/all", "claims/tenth")), f"`{name}`"]
         for question, paper, name, baseline in CLAIMS])
 
 
@@ -109,20 +97,17 @@ RECIPES = {"gpu-long": "strong, all 50,000 images, 600 epochs", "gpu-strong": "s
 
 
 def reached(runs):
-    """[(mean test accuracy, recipe, rows)] of the recipes that were run at full length, best first."""
-    found = [(statistics.mean(accuracies(rows)), f"{title}: `{name}`", rows)
+    """[(mean test accuracy, recipe, rows of its seeds)] of what was run at full length, best first."""
+    found = [(mean(accuracies(rows)), f"{title}: `{name}`", rows)
              for list_name, title in RECIPES.items() for name, rows in runs[list_name].items()]
-    return sorted(found, key=lambda recipe: -recipe[0])
+    return sorted(found, reverse=True, key=lambda recipe: recipe[0])
 
 
 def recipes(runs):
-    rows = []
-    for _, title, found in reached(runs):
-        minutes = statistics.mean(float(row["minutes"]) for row in found)
-        val = percent(accuracies([row for row in found if row["val_acc"]], "val_acc"))
-        rows.append([title, f"{int(found[0]['parameters']):,}", percent(accuracies(found)), val, len(found),
-                     f"{float(found[0]['flop']):.1e}", f"{minutes:.0f}", found[0]["machine"]])
-    return table(["recipe", "parameters", "test %", "validation %", "seeds", "operations", "minutes", "measured on"], rows)
+    return table(["recipe", "parameters", "test %", "validation %", "seeds", "operations", "minutes", "measured on"], [
+        [title, f"{int(rows[0]['parameters']):,}", percent(accuracies(rows)), percent(accuracies(rows, "val_acc")),
+         len(rows), f"{float(rows[0]['flop']):.1e}", f"{mean(float(row['minutes']) for row in rows):.0f}",
+         rows[0]["machine"]] for _, title, rows in reached(runs)])
 
 
 def headline(runs):
@@ -132,38 +117,23 @@ def headline(runs):
     test, _, rows = reached(runs)[0]
     seeds = f"mean of {len(rows)} seeds" if len(rows) > 1 else "one seed"
     return (f"**{test:.1f}% on the test set** ({seeds}) from {int(rows[0]['parameters']):,} parameters in "
-            f"{float(rows[0]['minutes']):.0f} minutes on {rows[0]['machine']}: `{rows[0]['command']}`. The paper claims 93 to 94%.")
+            f"{float(rows[0]['minutes']):.0f} minutes on {rows[0]['machine']}: `{rows[0]['command']}`. "
+            "The paper claims 93 to 94%.")
 
 
 def screening(runs):
     """Validation accuracy of everything that was tried for the quick recipe, best first."""
-    rows = [[f"`{row['command'].removeprefix('python train.py ')}`", f"{float(row['val_acc']):.2%}", f"{float(row['flop']):.1e}"]
-            for found in runs["screen"].values() for row in found]
-    return table(["flags", "validation", "operations"], sorted(rows, key=lambda row: row[1], reverse=True))
+    rows = sorted(sum(runs["screen"].values(), []), key=lambda row: -float(row["val_acc"]))
+    return table(["flags", "validation", "operations"], [
+        [f"`{row['command'].removeprefix('python train.py ')}`",
+         f"{float(row['val_acc']):.2%}", f"{float(row['flop']):.1e}"] for row in rows])
 
 
-def robustness(runs):
-    columns = defaultdict(dict)
+def robustness(_):
     paths = sorted((ROOT / "results/robustness").glob("*.csv"))
-    for path in paths:
-        for row in read_rows(path):
-            columns[row["corruption"], row["strength"]][path.stem] = f"{float(row['test_acc']):.1%}"
     return table(["images", *(path.stem for path in paths)], [
-        [kind if kind == "as they are" else f"{kind} {strength}", *(found.get(path.stem, "-") for path in paths)]
-        for (kind, strength), found in columns.items()])
-
-
-def fill(path, parts, check):
-    """Put each part between its markers; returns the names whose text changed."""
-    text, changed = path.read_text(), []
-    for name, content in parts.items():
-        new = re.sub(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda m: f"{m[1]}{content}\n{m[2]}", text, flags=re.DOTALL)
-        changed += [f"{path.name}: {name}"] * (new != text)
-        text = new
-    if changed and not check:
-        with whole_file(path) as file:
-            file.write(text.encode())
-    return changed
+        [rows[0]["images"], *(f"{float(row['test_acc']):.1%}" for row in rows)]
+        for rows in zip(*map(read_rows, paths), strict=True)])
 
 
 def parse_args(argv=None):
@@ -177,10 +147,18 @@ def main(argv=None):
     parts = {function.__name__: function(runs) for function in (headline, claims, recipes, screening, robustness)}
     for path in (ROOT / "results").glob("*.txt"):       # what a command printed stands there as it is
         parts[path.stem] = f"```\n{path.read_text().strip()}\n```"
-    changed = [name for path in (ROOT / "README.md", ROOT / "results/README.md") for name in fill(path, parts, args.check)]
+    changed = []
+    for name in ("README.md", "results/README.md"):
+        old = (ROOT / name).read_text()
+        new = re.sub(r"(?s)(<!-- ([\w-]+) -->\n).*?(?=<!-- /\2 -->)", lambda m: f"{m[1]}{parts[m[2]]}\n", old)
+        if new != old:
+            changed.append(name)
+            if not args.check:
+                with whole_file(ROOT / name) as file:
+                    file.write(new.encode())
     if args.check and changed:
-        raise SystemExit(f"error: out of date: {', '.join(changed)}; python results/tables.py writes them anew")
-    print("\n".join(changed) or "every table is up to date")
+        raise SystemExit(f"error: out of date: {', '.join(changed)}; python results/tables.py writes its tables anew")
+    print(f"written: {', '.join(changed)}" if changed else "every table is up to date")
 
 
 if __name__ == "__main__":
