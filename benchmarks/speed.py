@@ -1,60 +1,58 @@
-"""Ours against the usual way of writing this training, in one run on one machine, in at most three minutes.
+"""Ours against the usual way of writing this training, in one run on one machine; a minute on a CPU.
 
     python benchmarks/speed.py                              # needs CIFAR-10 in ./data; on a GPU: whole epochs
     python benchmarks/speed.py --data fake --images 1000 --blocks 1 1 1 --widths 16 32 64      # without it
 
-The usual way, which comparable repositories share: torchvision's CIFAR10 with PIL transforms in a DataLoader
-with workers, float32 (TF32 as PyTorch sets it), NCHW, eager, one .item() per step. Ours: data.augment() and
-train.train_epoch() as train.py calls them. Both are timed in turn; a ratio is the median of the pairs, with
-the smallest and the largest.
+The usual way, which comparable repositories share: PIL images and transforms in a DataLoader with workers, float32
+(TF32 as PyTorch sets it), NCHW, eager, one .item() per step. Ours: augment() and train_epoch() as train.py calls them.
+Both are timed in turn; a ratio is the median of the pairs, with the smallest and the largest. Beside the flags below
+it takes those of train.py.
 """
 import argparse
+import math
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.benchmark import Timer
+from torch.utils.data import DataLoader, default_collate
 from torchvision.transforms import v2
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import train                                                                                    # noqa: E402
-from data import MEAN, STD, augment, augmentation, load_data                                    # noqa: E402
-from model import (Help, ResNet, add_network_flags, flop_per_image, number, pick_device,        # noqa: E402
-                   start)
+import train
+from data import MEAN, STD, augment, augmentation, load_data
+from model import Help, ResNet, number, pick_device, start
 
-
-class Pictures(Dataset):
-    """What torchvision.datasets.CIFAR10 is to a DataLoader: PIL images and labels, a transform for each."""
-
-    def __init__(self, images, labels):
-        self.images, self.labels = images.permute(0, 2, 3, 1).numpy(), labels.tolist()
-        self.transform = v2.Compose([
-            v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip(), v2.RandomRotation(15), v2.ColorJitter(0.2, 0.2, 0.2),
-            v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10), v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(MEAN, STD), v2.RandomErasing(p=0.2)])
-
-    def __len__(self):
-        return len(self.labels)
-
-    def __getitem__(self, i):
-        return self.transform(Image.fromarray(self.images[i])), self.labels[i]
+USUAL = v2.Compose([
+    v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip(), v2.RandomRotation(15), v2.ColorJitter(0.2, 0.2, 0.2),
+    v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10), v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True),
+    v2.Normalize(MEAN, STD), v2.RandomErasing(p=0.2)])
 
 
-def usual_epoch(images, labels, args, device):
+def pictures(images, labels):
+    """[(PIL image, label)], what torchvision.datasets.CIFAR10 is without a transform."""
+    return [(v2.functional.to_pil_image(image), label) for image, label in zip(images.cpu(), labels.tolist())]
+
+
+def collate(batch):
+    return default_collate([(USUAL(picture), label) for picture, label in batch])
+
+
+def usual_epoch(images, labels, args):
     """Seconds of one epoch the usual way, without the start of the network and of the workers."""
-    model = ResNet(args.blocks, args.widths).to(device).train()
+    device = images.device
+    model = ResNet(args.blocks, args.widths, not args.plain).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
-    batches = iter(DataLoader(Pictures(images.cpu(), labels.cpu()), args.batch_size, shuffle=True, drop_last=True,
-                              num_workers=os.cpu_count(), pin_memory=device.type == "cuda"))
+    batches = iter(DataLoader(pictures(images, labels), args.batch_size, shuffle=True, drop_last=True,
+                              num_workers=os.cpu_count(), collate_fn=collate, pin_memory=device.type == "cuda"))
     begin = time.perf_counter()
     for x, y in batches:
         loss = F.cross_entropy(model(x.to(device)), y.to(device), label_smoothing=args.label_smoothing)
@@ -65,122 +63,106 @@ def usual_epoch(images, labels, args, device):
     return time.perf_counter() - begin
 
 
-def our_epoch(images, labels, args, device):
+def our_epoch(images, labels, args, compiled=False):
     """Seconds of one epoch by train.py's own functions, after a batch of warm-up."""
-    parts = train.build(args, images, device)
+    args = argparse.Namespace(**vars(args) | {"compile": compiled})
+    parts = train.build(args, images, images.device)
     train.train_epoch(parts, images[:args.batch_size], labels[:args.batch_size], args, 1)
     begin = time.perf_counter()
     train.train_epoch(parts, images, labels, args, 1)       # reads the loss at its end, so it waits for the device
     return time.perf_counter() - begin
 
 
-def seconds(function, repeats=3):
-    """Median time of a call that ends by waiting for the device."""
-    times = []
-    for _ in range(repeats + 1):                            # the first one warms up
-        begin = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - begin)
-    return median(times[1:])
+def seconds(function, calls):
+    """Mean time of a call on one CPU core, after two of warm-up; it waits for the device."""
+    return Timer("function()", globals={"function": function}).timeit(calls).mean
 
 
-def row(name, value, ratios=()):
-    spread = f"   {median(ratios):.1f} times ({min(ratios):.1f} to {max(ratios):.1f})" if ratios else ""
-    print(f"{name:<52}{value:>12,.1f}{spread}")
+def usual_augmentation(images, labels, args):
+    made = pictures(images, labels)
+    return seconds(lambda: [USUAL(picture) for picture, _ in made], 1)
 
 
-def pipeline(images, labels, rounds):
-    """The augmentation alone, on one core."""
-    threads, pictures = torch.get_num_threads(), Pictures(images.cpu(), labels.cpu())
-    torch.set_num_threads(1)
-    usual, ours = [], []
-    for _ in range(rounds):
-        begin = time.perf_counter()
-        for i in range(len(pictures)):
-            pictures[i]
-        usual.append(time.perf_counter() - begin)
-        ours.append(seconds(lambda: augment(images.cpu(), augmentation(), 250), 1))
-    torch.set_num_threads(threads)
-    row("augmentation on one core, images/s: PIL", len(images) / median(usual))
-    row("augmentation on one core, images/s: ours", len(images) / median(ours), [a / b for a, b in zip(usual, ours)])
+def our_augmentation(images, labels, args):
+    return seconds(lambda: augment(images, augmentation(), 250), 1)
 
 
-def epochs(images, labels, args, device, rounds):
-    """Whole epochs, the two ways in turn; returns our seconds."""
-    pairs = [(usual_epoch(images, labels, args, device), our_epoch(images, labels, args, device)) for _ in range(rounds)]
-    ours = median(pair[1] for pair in pairs)
-    row("training, images/s: the usual way", len(images) / median(pair[0] for pair in pairs))
-    row("training, images/s: ours", len(images) / ours, [a / b for a, b in pairs])
-    flop = flop_per_image(ResNet(args.blocks, args.widths), 32)
-    row("training, TFLOP/s: ours", len(images) * flop / ours / 1e12)
-    if args.compile:
-        pairs = [(a, our_epoch(images, labels, args, device)) for a, _ in pairs]
-        row("training, images/s: ours with --compile", len(images) / median(b for _, b in pairs), [a / b for a, b in pairs])
-    return ours
+def row(name, value, more=""):
+    print(f"{name:<52}{value:>12,.1f}{more}")
 
 
-def on_a_gpu(images, labels, args, device, ours):
+def compare(what, ways, images, labels, args):
+    """Time each way in turn, print images per second, and return the median seconds of each."""
+    times = [[way(images, labels, args) for way in ways.values()] for _ in range(args.rounds)]
+    medians = [median(column) for column in zip(*times)]
+    for i, name in enumerate(ways):
+        ratios = [line[0] / line[i] for line in times]
+        more = f"   {median(ratios):.1f} times ({min(ratios):.1f} to {max(ratios):.1f})" if i else ""
+        row(f"{what}, images/s: {name}", len(images) / medians[i], more)
+    return medians
+
+
+def on_a_gpu(images, labels, args, our_seconds):
     """What only a GPU's speed brings up: launches, the ceiling of the tensor cores, writing files."""
     for group in (250, 500, 1000):
-        share = seconds(lambda: augment(images, augmentation(), group).sum().item()) / ours
+        share = seconds(lambda: augment(images, augmentation(), group), 3) / our_seconds
         row(f"augmentation's share of our epoch, %: --group {group}", 100 * share)
-    a, b = torch.randn(2, 8192, 8192, device=device, dtype=torch.bfloat16)
-    ceiling = 2 * 8192 ** 3 / seconds(lambda: ((a @ b).sum().item()), 10)
+    a, b = torch.randn(2, 8192, 8192, device=images.device, dtype=torch.bfloat16)
+    ceiling = 2 * 8192 ** 3 / seconds(lambda: a @ b, 10)
     row("bf16 matrix product, TFLOP/s", ceiling / 1e12)
+    compiled = " with --compile" if args.compile else ""
     for args.batch_size in (128, 512):
-        parts, x, y = train.build(args, images, device), torch.randn(args.batch_size, 3, 32, 32, device=device), labels[:args.batch_size]
-        steps = seconds(lambda: [train.train_step(parts, x, y, 0.1)[0] for _ in range(50)][-1].item())
-        flop = 50 * args.batch_size * parts.flop[32]
-        row(f"steps at batch {args.batch_size}, % of the matrix product", 100 * flop / steps / ceiling)
+        parts = train.build(args, images, images.device)
+        x = torch.randn(args.batch_size, 3, 32, 32, device=images.device)
+        step = partial(train.train_step, parts, x, labels[:args.batch_size], 0.1)
+        seconds(step, 10)                       # kernels are chosen, with --compile made
+        share = args.batch_size * parts.flop[32] / seconds(step, 50) / ceiling
+        row(f"steps at batch {args.batch_size}{compiled}, % of the matrix product", 100 * share)
     with tempfile.TemporaryDirectory() as folder:
-        history = [{"epoch": 1, "train_loss": 1.0, "train_acc": 0.5, "val_loss": 1.0, "val_acc": 0.5}]
-        row("seconds of an epoch's files, last.pt and curves due", seconds(lambda: (
-            Path(folder, "last.pt").unlink(missing_ok=True), train.save(Path(folder), parts, args, history))))
-        row("seconds of an epoch's files, not due", seconds(lambda: train.save(Path(folder), parts, args, history)))
+        for train.SAVE_EVERY, due in ((-1, "last.pt and curves due"), (math.inf, "not due")):
+            save = partial(train.save, Path(folder), parts, args, [{"epoch": 1}])
+            row(f"seconds of an epoch's files, {due}", seconds(save, 3))
     row("peak device memory, GB", torch.cuda.max_memory_allocated() / 1e9)
 
 
-def seconds_to_first_step(args):
+def seconds_to_first_step(flags):
     """Seconds from typing python train.py to the lines before its first epoch."""
-    network = f"--blocks {' '.join(map(str, args.blocks))} --widths {' '.join(map(str, args.widths))}".split()
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, subprocess.Popen(
-            [sys.executable, str(ROOT / "train.py"), "--data", args.data, "--out", folder, *network], stdout=subprocess.PIPE, text=True) as process:
-        for line in process.stdout:
-            if "operations" in line:
-                break
+            [sys.executable, train.__file__, *flags, "--out", folder], stdout=subprocess.PIPE, text=True) as process:
+        next(line for line in process.stdout if "operations" in line)
         process.kill()
     return time.perf_counter() - begin
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
-    parser.add_argument("--data", default="data", help='folder of CIFAR-10, or "fake"')
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help, allow_abbrev=False)
     parser.add_argument("--images", type=number(int, 256), help="images per epoch; 45000 on a GPU, 256 on a CPU")
-    parser.add_argument("--rounds", type=number(int, 1), default=3, help="how often the two ways are timed in turn")
-    parser.add_argument("--device", help="cpu, cuda or mps, if not the accelerator that is found")
-    parser.add_argument("--compile", action="store_true", help="also with --compile; a CPU needs a C++ compiler")
-    add_network_flags(parser.add_argument)
-    return parser.parse_args(argv)
+    parser.add_argument("--rounds", type=number(int, 1), default=3, help="how often the ways are timed in turn")
+    own, flags = parser.parse_known_args(argv)
+    return argparse.Namespace(**vars(train.parse_args(flags)), **vars(own), flags=flags)
 
 
 def main(argv=None):
-    asked = parse_args(argv)
-    device = pick_device(asked.device)
-    args = train.parse_args([])
-    args.blocks, args.widths, args.data = asked.blocks, asked.widths, asked.data
+    args = parse_args(argv)
+    device = pick_device(args.device)
     torch.backends.cudnn.benchmark = True       # as train.py
     images, labels = load_data(args.data, train=True)
-    n = asked.images or (45_000 if device.type == "cuda" else 256)
-    images, labels = images[:n].to(device), labels[:n].to(device)
-    print(f"{train.machine(train.build(args, images, device))}, {time.strftime('%Y-%m-%d')}, blocks {args.blocks}, "
-          f"widths {args.widths}, {len(images):,} images, batch {args.batch_size}")
-    pipeline(images[:1000], labels[:1000], asked.rounds)
-    args.compile = asked.compile
-    ours = epochs(images, labels, args, device, asked.rounds)
+    count = args.images or (45_000 if device.type == "cuda" else 256)
+    images, labels = images[:count].to(device), labels[:count].to(device)
+    parts = train.build(args, images, device)
+    print(f"{train.machine(parts)}, {time.strftime('%Y-%m-%d')}, blocks {args.blocks}, widths {args.widths}, "
+          f"{len(images):,} images, batch {args.batch_size}")
+    ways = {"PIL": usual_augmentation, "ours": our_augmentation}
+    compare("augmentation on one core", ways, images[:1000].cpu(), labels[:1000], args)
+    ways = {"the usual way": usual_epoch, "ours": our_epoch}
+    if args.compile:
+        ways["ours with --compile"] = partial(our_epoch, compiled=True)
+    _, our_seconds, *_ = compare("training", ways, images, labels, args)
+    row("training, TFLOP/s: ours", len(images) * parts.flop[32] / our_seconds / 1e12)
     if device.type == "cuda":
-        on_a_gpu(images, labels, args, device, ours)
-    row("seconds from starting train.py to its first epoch", seconds_to_first_step(args))
+        on_a_gpu(images, labels, args, our_seconds)
+    row("seconds from starting train.py to its first epoch", seconds_to_first_step(args.flags))
 
 
 if __name__ == "__main__":
