@@ -67,12 +67,19 @@ TRIED = {
     "full-size": "--sizes 32 --epochs 4", "sizes-16": "--sizes 16 24 32",
     "1-2-2": "--blocks 1 2 2 --widths 32 96 192 --epochs 5",
 }
+# The best of these at full length became the quick recipe.
+FULL = "--whiten --sizes 20 24 32 --lr 1e-2 --weight-decay 0.1 --ema 0.98 --augment reflect flip"
+NARROW = "--blocks 1 2 2 --widths 32 96 192 --epochs 34 --warmup 3"
+WIDE = "--blocks 1 2 2 --widths 32 128 256 --epochs 20 --warmup 2"
 LISTS = {
     "screen": each(f"{SCREEN} --whiten", TRIED) | each(SCREEN, {"no-whitening": ""}),
     "claims": {f"{regime}/{name}": f"{SMALL} {length} {flags}" for regime, length in REGIMES.items()
                for name, flags in (each("", REGULARISATION, 3) | each("", SHAPES)).items()},
     "quick": each("--recipe quick", {"quick": ""}, 2) | each("", {
-        "half": "--recipe quick --epochs 15", "paper-values": "--blocks 1 2 2 --widths 32 96 192 --epochs 34"}),
+        "paper-values": "--blocks 1 2 2 --widths 32 96 192 --epochs 34"}),
+    "tried": each(FULL, {
+        "cutmix-0.3-refined": f"{NARROW} --cutmix 0.3 --refine 0.15", "cutmix-0.5": f"{NARROW} --cutmix 0.5",
+        "wide-erasing": f"{WIDE} --augment reflect flip erasing", "wide-cutmix-0.3": f"{WIDE} --cutmix 0.3"}),
     "gpu-paper": each("", {"paper": "", "drawn": "--blocks 2 2 2"}, 3) | each("", {"plain": "--plain"}),
     "gpu-strong": each("--recipe strong", {"strong": ""}, 3),
     "gpu-long": each("--recipe strong --val-size 0 --epochs 600", {"long": ""}),

@@ -123,7 +123,8 @@ def headline(runs):
 
 def screening(runs):
     """Validation accuracy of everything that was tried for the quick recipe, best first."""
-    rows = sorted(sum(runs["screen"].values(), []), key=lambda row: -float(row["val_acc"]))
+    rows = [row for name in ("screen", "tried") for seeds in runs[name].values() for row in seeds]
+    rows.sort(key=lambda row: -float(row["val_acc"]))
     return table(["flags", "validation", "operations"], [
         [f"`{row['command'].removeprefix('python train.py ')}`",
          f"{float(row['val_acc']):.2%}", f"{float(row['flop']):.1e}"] for row in rows])
