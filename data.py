@@ -9,6 +9,7 @@ for a moment), so both live in the device's memory: no DataLoader, no workers.
 import argparse
 import socket
 import tarfile
+from http.client import HTTPException
 from pathlib import Path
 
 import torch
@@ -108,7 +109,7 @@ def load_data(where, train):
             dataset = datasets.CIFAR10(root, train, download=True)      # unless the files are there
             images = torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()
             return images, torch.tensor(dataset.targets)
-        except (RuntimeError, OSError, EOFError, tarfile.TarError) as error:
+        except (RuntimeError, OSError, EOFError, tarfile.TarError, HTTPException) as error:
             print(f"no CIFAR-10 from {url}: {error}")       # down, cut short, or other bytes
     raise SystemExit(f"error: no whole CIFAR-10 in {str(root)!r}, and no server gives it: put "
                      f"cifar-10-python.tar.gz (MD5 {datasets.CIFAR10.tgz_md5}) there, or try "

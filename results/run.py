@@ -83,7 +83,7 @@ LISTS = {
     "gpu-paper": each("", {"paper": "", "drawn": "--blocks 2 2 2"}, 3) | each("", {"plain": "--plain"}),
     "gpu-strong": each("--recipe strong", {"strong": ""}, 3),
     "gpu-long": each("--recipe strong --val-size 0 --epochs 600", {"long": ""}),
-    "gpu-fast": each("--recipe quick --blocks 2 2 2 --widths 64 128 256 --batch-size 512",
+    "gpu-fast": each("--recipe quick --cutmix 0 --refine 0 --blocks 2 2 2 --widths 64 128 256 --batch-size 512",
                      {f"{n}-epochs": f"--epochs {n}" for n in (10, 15, 30)}, 3),
     "gpu-claims": each(HALF, REGULARISATION) | each(HALF, {
         "plain-27": "--plain --blocks 9 9 9 --widths 38 76 152", "skips-27": "--blocks 9 9 9 --widths 38 76 152",

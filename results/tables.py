@@ -13,7 +13,7 @@ from statistics import mean, stdev, variance
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from run import ROOT, read_rows                     # first: it finds the main scripts
+from run import FULL, ROOT, SCREEN, read_rows                     # first: it finds the main scripts
 from model import Help, start, whole_file
 
 # question, the paper's words, run, the run that it is compared with
@@ -125,8 +125,9 @@ def screening(runs):
     """Validation accuracy of everything that was tried for the quick recipe, best first."""
     rows = [row for name in ("screen", "tried") for seeds in runs[name].values() for row in seeds]
     rows.sort(key=lambda row: -float(row["val_acc"]))
-    return table(["flags", "validation", "operations"], [
-        [f"`{row['command'].removeprefix('python train.py ')}`",
+    own = {"screen": SCREEN, "tried": FULL}
+    return table(["list", "flags beside the list's own", "validation", "operations"], [
+        [row["list"], f"`{row['command'].partition(own[row['list']])[2].strip()}`",
          f"{float(row['val_acc']):.2%}", f"{float(row['flop']):.1e}"] for row in rows])
 
 
