@@ -1,7 +1,7 @@
 """Train the paper's network on CIFAR-10 (paper section 2.2), from the images to the test accuracy.
 
     python train.py                     # the paper's recipe; a GPU's work
-    python train.py --recipe quick      # a smaller network, without a GPU in about an hour
+    python train.py --recipe quick      # a smaller network, without a GPU in an hour or two
     python train.py --blocks 1 1 1 --widths 16 32 64 --epochs 5 --lr 3e-3       # in two minutes
     python train.py --data fake --blocks 1 1 1 --widths 8 16 32 --epochs 3 --lr 3e-3 --out fake
     python train.py --resume            # continues after an interruption
@@ -294,7 +294,7 @@ def announce(parts, args, images, done):
           f"{parts.steps} steps, {machine(parts)}")
     print(f"{flop:.1e} operations, about {timedelta(seconds=round(seconds))}")
     if parts.device.type == "cpu" and seconds > 2 * 3600 and args.recipe != "quick":
-        print("too long? python train.py --recipe quick takes about an hour, and\n"
+        print("too long? python train.py --recipe quick takes an hour or two, and\n"
               "python predict.py --ckpt weights/quick.pt needs no training")
 
 
