@@ -246,8 +246,8 @@ def start(main, stopped="stopped"):
     except OSError as error:
         sys.exit(f"error: {error}")
     except (MemoryError, RuntimeError) as error:        # other RuntimeErrors are bugs
-        full = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        if not full and "can't allocate memory" not in str(error):
+        words = ("out of memory", "can't allocate memory")      # of a GPU, of a CPU
+        if not isinstance(error, MemoryError) and not any(word in str(error) for word in words):
             raise
         sys.exit("error: the memory is full: try a smaller batch or a smaller network")
 

@@ -500,6 +500,7 @@ def test_an_nvidia_driver_that_torch_cannot_use_is_named_in_a_line(monkeypatch, 
 
 @pytest.mark.parametrize("error, line", [
     (torch.OutOfMemoryError("CUDA out of memory"), "the memory is full"), (MemoryError(), "the memory is full"),
+    (RuntimeError("MPS backend out of memory"), "the memory is full"),
     (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "the memory is full"),
     (RuntimeError("CUDA error: an illegal memory access was encountered"), None),
     (OSError(28, "No space left on device"), "No space left"), (KeyboardInterrupt(), "130")], ids=repr)

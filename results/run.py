@@ -133,7 +133,7 @@ def record(out, runs):
         best = read_rows(out / run / "log.csv")[result["epoch"] - 1]
         rows[run] = result["settings"] | result | {
             "list": list_name, "name": name, "command": f"python train.py {LISTS[list_name][name]}",
-            "minutes": round(result["seconds"] / 60, 1), "train_acc": round(float(best["train_acc"]), 4)}
+            "minutes": round(result["seconds"] / 60, 2), "train_acc": round(float(best["train_acc"]), 4)}
     with whole_file(out / "runs.csv") as file:
         text = codecs.getwriter("utf-8")(file)
         writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
@@ -166,14 +166,17 @@ def main(argv=None):
     out.mkdir(parents=True, exist_ok=True)
     record(out, runs)
     todo = {run: flop_of(flags) for run, flags in runs.items() if not (out / run / "result.json").exists()}
-    total, done, begin = sum(todo.values()), 0, time.perf_counter()
+    total, done, failed, begin = sum(todo.values()), 0, [], time.perf_counter()
     print(f"{len(todo)} runs to do, {total:.1e} operations")
     with ThreadPool(args.jobs) as pool:         # which Ctrl-C leaves without starting the next run
         for run, ended in pool.imap_unordered(lambda run: (run, run_one(runs[run], out / run)), todo):
             record(out, [run])
             done += todo[run]
+            failed += [run] * (not ended)
             left = timedelta(seconds=round((time.perf_counter() - begin) * (total - done) / done))
-            print(f"{run}: {'done' if ended else 'failed, see terminal.log in its folder'}; about {left} left")
+            print(f"{run}: {'done' if ended else 'failed'}; about {left} left")
+    if failed:
+        raise SystemExit(f"error: failed, see terminal.log in their folders: {' '.join(failed)}")
 
 
 if __name__ == "__main__":

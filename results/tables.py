@@ -93,7 +93,7 @@ def claims(runs):
 
 
 RECIPES = {"gpu-long": "strong, all 50,000 images, 600 epochs", "gpu-strong": "strong", "gpu-paper": "paper",
-           "quick": "quick"}
+           "weights": "quick, three times the arithmetic", "quick": "quick", "gpu-fast": "quick, shortened"}
 
 
 def reached(runs):
@@ -106,7 +106,7 @@ def reached(runs):
 def recipes(runs):
     return table(["recipe", "parameters", "test %", "validation %", "seeds", "operations", "minutes", "measured on"], [
         [title, f"{int(rows[0]['parameters']):,}", percent(accuracies(rows)), percent(accuracies(rows, "val_acc")),
-         len(rows), f"{float(rows[0]['flop']):.1e}", f"{mean(float(row['minutes']) for row in rows):.0f}",
+         len(rows), f"{float(rows[0]['flop']):.1e}", f"{mean(float(row['minutes']) for row in rows):.3g}",
          rows[0]["machine"]] for _, title, rows in reached(runs)])
 
 
