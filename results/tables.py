@@ -73,13 +73,19 @@ def difference(runs, name, baseline):
 
 
 def cell(runs, name, baseline):
-    """Test accuracy of a run and its difference to another one, which counts from twice its standard error on."""
+    """Test accuracy of a run, and its difference to another one with twice the standard error."""
     if not runs[name]:
         return "open"
-    verdict = ""
-    if found := difference(runs, name, baseline):
-        verdict = f" ({found[0]:+.1f})" if abs(found[0]) > 2 * found[1] else " (no difference seen)"
-    return f"{mean(accuracies(runs[name])):.1f}{verdict}"
+    found = difference(runs, name, baseline)
+    return f"{mean(accuracies(runs[name])):.1f}" + (f" ({found[0]:+.1f}±{2 * found[1]:.1f})" if found else "")
+
+
+def verdict(runs, name, baseline):
+    """A difference counts when it exceeds twice its standard error."""
+    found = difference(runs, name, baseline)
+    if not found:
+        return "-"
+    return ("worse" if found[0] < 0 else "better") if abs(found[0]) > 2 * found[1] else "no difference seen"
 
 
 def table(head, rows):
@@ -87,9 +93,12 @@ def table(head, rows):
 
 
 def claims(runs):
-    return table(["question", "the paper", "(a) test %", "(b) test %", "`--only`"], [
-        [question, paper, *(cell(runs[part], name, baseline) for part in ("claims/all", "claims/tenth")), f"`{name}`"]
-        for question, paper, name, baseline in CLAIMS])
+    regimes, rows = [runs["claims/all"], runs["claims/tenth"]], []
+    for question, paper, name, baseline in CLAIMS:
+        cells, verdicts = ([say(regime, name, baseline) for regime in regimes] for say in (cell, verdict))
+        both = verdicts[0] if verdicts[0] == verdicts[1] else f"(a) {verdicts[0]}, (b) {verdicts[1]}"
+        rows.append([question, paper, *cells, both, f"`{name}`"])
+    return table(["question", "the paper", "(a) test %", "(b) test %", "verdict", "`--only`"], rows)
 
 
 RECIPES = {"gpu-long": "strong, all 50,000 images, 600 epochs", "gpu-strong": "strong", "gpu-paper": "paper",
