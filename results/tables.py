@@ -13,7 +13,7 @@ from statistics import mean, stdev, variance
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from run import FULL, ROOT, SCREEN, read_rows                     # first: it finds the main scripts
+from run import FULL, REGIMES, ROOT, SCREEN, read_rows                     # first: it finds the main scripts
 from model import Help, start, whole_file
 
 # question, the paper's words, run, the run that it is compared with
@@ -72,20 +72,16 @@ def difference(runs, name, baseline):
     return mean(a) - mean(b), math.sqrt(mean(spreads) * (1 / len(a) + 1 / len(b)))
 
 
-def cell(runs, name, baseline):
-    """Test accuracy of a run, and its difference to another one with twice the standard error."""
+def compared(runs, name, baseline):
+    """(test accuracy and its difference to another run, ± twice the standard error; verdict: does it exceed that?)."""
     if not runs[name]:
-        return "open"
-    found = difference(runs, name, baseline)
-    return f"{mean(accuracies(runs[name])):.1f}" + (f" ({found[0]:+.1f}±{2 * found[1]:.1f})" if found else "")
-
-
-def verdict(runs, name, baseline):
-    """A difference counts when it exceeds twice its standard error."""
-    found = difference(runs, name, baseline)
+        return "open", "-"
+    text, found = f"{mean(accuracies(runs[name])):.1f}", difference(runs, name, baseline)
     if not found:
-        return "-"
-    return ("worse" if found[0] < 0 else "better") if abs(found[0]) > 2 * found[1] else "no difference seen"
+        return text, "-"
+    gain, bound = found[0], 2 * found[1]
+    verdict = "no difference seen" if abs(gain) <= bound else "better" if gain > 0 else "worse"
+    return f"{text} ({gain:+.1f}±{bound:.1f})", verdict
 
 
 def table(head, rows):
@@ -93,11 +89,11 @@ def table(head, rows):
 
 
 def claims(runs):
-    regimes, rows = [runs["claims/all"], runs["claims/tenth"]], []
+    rows = []
     for question, paper, name, baseline in CLAIMS:
-        cells, verdicts = ([say(regime, name, baseline) for regime in regimes] for say in (cell, verdict))
-        both = verdicts[0] if verdicts[0] == verdicts[1] else f"(a) {verdicts[0]}, (b) {verdicts[1]}"
-        rows.append([question, paper, *cells, both, f"`{name}`"])
+        (a, of_a), (b, of_b) = (compared(runs[f"claims/{regime}"], name, baseline) for regime in REGIMES)
+        verdict = of_a if of_a == of_b else f"(a) {of_a}, (b) {of_b}"
+        rows.append([question, paper, a, b, verdict, f"`{name}`"])
     return table(["question", "the paper", "(a) test %", "(b) test %", "verdict", "`--only`"], rows)
 
 
