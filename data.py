@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torchvision import datasets
 from torchvision.transforms import v2
+from torchvision.utils import make_grid
 
 from model import CLASSES, Help, number, save_figure, start
 
@@ -75,7 +76,7 @@ def augment(images, transform, group):
     """
     order = torch.randperm(len(images), device=images.device)
     versions = torch.cat([transform(images[index]) for index in order.split(group)])
-    return versions[order.argsort()]            # back in the order of images and labels
+    return versions[order.argsort()]        # the inverse of order: as images and labels stand
 
 
 def split(labels, val_size, train_size, seed):
@@ -139,15 +140,14 @@ def draw_augmentation(images, names, rows=6):
     """A figure of uint8 images (10, 3, 32, 32) above `rows` augmented versions of each."""
     mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
     versions = [augment(images, augmentation(), group=1) * std + mean for _ in range(rows)]
-    figure = Figure(figsize=(10, 1.05 * (rows + 1) + 0.3), layout="constrained")
-    grid = figure.subplots(rows + 1, CLASSES)
-    for row, batch in zip(grid, [images / 255, *versions]):
-        for axes, image in zip(row, batch):
-            axes.imshow(image.clamp(0, 1).permute(1, 2, 0).numpy())
-            axes.axis("off")
-    for axes, name in zip(grid[0], names):
-        axes.set_title(name, fontsize=9)
-    figure.suptitle("first row: originals; below: " + ", ".join(PAPER), fontsize=10)
+    tiles = make_grid(torch.cat([images / 255, *versions]).clamp(0, 1), CLASSES, pad_value=1)
+    figure = Figure(figsize=(12, 9), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(tiles.permute(1, 2, 0).numpy())
+    axes.xaxis.tick_top()
+    axes.set_xticks(range(18, 34 * CLASSES, 34), names)         # 32 pixels and 2 between the tiles
+    axes.set_yticks([])
+    axes.set_xlabel("first row: originals; below: " + ", ".join(PAPER))
     return figure
 
 
