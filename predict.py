@@ -188,67 +188,60 @@ def read_pickle(raw):
     """The competition's file: a dict with data and, usually, ids; keys are bytes or str."""
     content = ArrayUnpickler(io.BytesIO(raw), encoding="bytes").load()
     data, ids = (content.get(key.encode(), content.get(key)) for key in ("data", "ids"))
-    images = to_images(data.array if isinstance(data, Array) else data)
+    images = to_images(to_array(data) if isinstance(data, Record) else data)
     if ids is None:
         ids = list(range(len(images)))
-    ids = ids.array.tolist() if isinstance(ids, Array) else ids
-    plain = all(isinstance(i, (int, str)) for i in ids)
+    ids = to_array(ids).tolist() if isinstance(ids, Record) else ids
+    plain = all(isinstance(i, str) or isinstance(i, int) and abs(i) < 2 ** 64 for i in ids)
     if not plain or len(ids) != len(images) or len(set(ids)) < len(ids):
         raise ValueError(f"ids must be {len(images):,} different whole numbers or names")
     return ids, images
 
 
-class ArrayUnpickler(pickle.Unpickler):
-    """Loads arrays and plain values; refuses any other name before anything of it runs.
+class Record:
+    """What numpy's names in a pickle become: it keeps what it is given, and does nothing."""
 
-    A pickle is a program: it may name any function of Python and have it called. Five names are
-    admitted, numpy's own functions not among them: an array's __setstate__ believes what the file
-    says of the type and size of its content, even that its bytes are addresses of Python objects.
-    Array and Dtype stand in for them: they take the same arguments, admit plain numbers and text
-    only, and let numpy.frombuffer check that there are as many bytes as the shape needs.
+    def __init__(self, *args):
+        self.args, self.state = args, None
+
+    def __setstate__(self, state):
+        self.state = state
+
+
+class ArrayUnpickler(pickle._Unpickler):
+    """Loads plain values and Records; refuses any other name before anything of it runs.
+
+    A pickle is a program: it may name any function of Python and have it called. Not even numpy's
+    own are: an array's __setstate__ believes what the file says of the type and size of its
+    content, even that its bytes are addresses of Python objects. _Unpickler is the one written in
+    Python: the one in C takes as much memory for its memo as the file says. Bytearrays are read as
+    bytes, because the loader of bytearrays takes their memory before it looks for their content.
     """
 
+    dispatch = pickle._Unpickler.dispatch | {
+        pickle.BYTEARRAY8[0]: pickle._Unpickler.load_binbytes8}
+
     def find_class(self, module, name):
-        admitted = {
-            ("numpy", "dtype"): Dtype, ("numpy", "ndarray"): None,      # only an argument
-            ("numpy.core.multiarray", "_reconstruct"): Array,
-            ("numpy.core.numeric", "_frombuffer"): Array.from_buffer,               # protocol 5
-            ("_codecs", "encode"): lambda text, _: text.encode("latin1")}           # protocol 2
-        key = module.replace("numpy._core", "numpy.core"), name         # numpy 2 and numpy 1
-        if key not in admitted:
+        if (module, name) == ("_codecs", "encode"):         # how protocol 2 writes bytes
+            return lambda text, _: text.encode("latin1")
+        if module.partition(".")[0] != "numpy":
             raise ValueError(f"it wants to load {module}.{name}, which no array needs: refused")
-        return admitted[key]
+        return Record
 
 
-class Dtype:
-    """A pickled numpy dtype, if it is one of plain numbers or text."""
-
-    def __init__(self, kind, *_):
-        kind = kind.decode() if isinstance(kind, bytes) else kind       # bytes: by Python 2
-        if not re.fullmatch(r"[iu][1248]|f[248]|b1|[US]\d{1,3}", kind):
-            raise ValueError(f"arrays of {kind}")
-        self.dtype = np.dtype(kind)
-
-    def __setstate__(self, state):
-        self.dtype = self.dtype.newbyteorder(">" if state[1] in (">", b">") else "=")
-
-
-class Array:
-    """A pickled numpy array: its bytes are looked at as numbers, whatever the file calls them."""
-
-    def __init__(self, *_):
-        self.array = None
-
-    def __setstate__(self, state):
-        _, shape, dtype, fortran, raw = state
-        self.array = np.frombuffer(raw, dtype.dtype).reshape(shape, order="F" if fortran else "C")
-
-    @staticmethod
-    def from_buffer(raw, dtype, shape, order, axes=None):
-        made, flat = Array(), np.frombuffer(raw, dtype.dtype)
-        made.array = flat.reshape(shape, order="C" if axes else order)
-        made.array = made.array.transpose(axes) if axes else made.array
-        return made
+def to_array(record):
+    """The array that numpy wrote so, of plain numbers or text; frombuffer counts its bytes."""
+    if record.state:
+        _, shape, dtype, fortran, raw = record.state
+        order, axes = "F" if fortran else "C", None
+    else:                                                   # protocol 5; older numpy has no axes
+        raw, dtype, shape, order, axes = (*record.args, None)[:5]
+    kind = dtype.args[0].decode() if isinstance(dtype.args[0], bytes) else dtype.args[0]
+    if not re.fullmatch(r"[iu][1248]|f[248]|b1|[US]\d{1,3}", kind):
+        raise ValueError(f"arrays of {kind}")
+    kind = np.dtype(kind).newbyteorder(">" if dtype.state[1] in (">", b">") else "=")
+    array = np.frombuffer(raw, kind).reshape(shape, order="C" if axes else order)
+    return array.transpose(axes) if axes else array
 
 
 def read_pictures(path):
