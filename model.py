@@ -14,7 +14,7 @@ import os
 import shutil
 import sys
 import zipfile
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -70,7 +70,8 @@ class ResNet(nn.Module):
                        "residual": residual, "dropout": dropout}
         self.stem = nn.Sequential(nn.Conv2d(3, widths[0], 3, padding=1, bias=False),
                                   nn.BatchNorm2d(widths[0]), nn.ReLU())
-        self.stages, channels = nn.Sequential(), widths[0]
+        self.stages = nn.Sequential()
+        channels = widths[0]
         for stage, (count, width) in enumerate(zip(blocks, widths, strict=True)):
             first = Block(channels, width, stride=2 if stage else 1, residual=residual)
             rest = [Block(width, width, residual=residual) for _ in range(count - 1)]
@@ -99,7 +100,8 @@ class ResNet(nn.Module):
         weight = self.stem[0].weight                                        # (64, 3, 3, 3)
         patches = F.unfold(images, 2).transpose(1, 2).reshape(-1, 12)       # (N * 961, 12)
         variances, directions = torch.linalg.eigh(patches.T @ patches / len(patches))
-        filters = (directions / (variances + 5e-4).sqrt()).T.flip(0)        # largest variance first
+        filters = directions / (variances + 5e-4).sqrt()    # 5e-4: the faintest are mostly noise
+        filters = filters.T.flip(0)                                         # largest variance first
         filters = F.pad(filters.view(12, 3, 2, 2), (0, 1, 0, 1))            # (12, 3, 3, 3)
         half = min(12, len(weight) // 2)
         weight[:2 * half] = torch.cat([filters[:half], -filters[:half]])
@@ -142,20 +144,15 @@ def whole_file(path):
     """A buffer to write into. `path` is the whole old file until it is the whole new one.
 
     The bytes go into PATH.part, which is flushed to the disk and then renamed in one step; kill -9
-    before that leaves the old file and a stray .part. SystemExit if it cannot be written.
+    or a full disk before that leaves the old file and a stray .part.
     """
-    buffer, part = io.BytesIO(), Path(f"{path}.part")
+    buffer, part = io.BytesIO(), f"{path}.part"
     yield buffer
-    try:
-        with open(part, "wb") as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        with suppress(OSError):
-            part.unlink()
-        raise SystemExit(f"error: cannot write {str(path)!r}: {error.strerror}") from None
+    with open(part, "wb") as file:
+        file.write(buffer.getbuffer())
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
 
 
 def save_checkpoint(path, model, **more):
@@ -179,6 +176,8 @@ def load_checkpoint(path):
             if archive.testzip() is not None:
                 raise ValueError("a check sum is wrong")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        if sum(checkpoint["config"]["blocks"]) > len(checkpoint["model"]):
+            raise ValueError("more blocks than weights")        # which would take all memory
         model = make_network(**checkpoint["config"])
         model.load_state_dict(checkpoint["model"])  # strict: every name and shape must fit
         if not all(value.isfinite().all() for value in model.state_dict().values()):
@@ -237,7 +236,9 @@ def memory_format(device):
 
 def start(main, stopped="stopped"):
     """Call a script's main(). An error of the machine ends in one line, a bug in a traceback."""
-    sys.stdout.reconfigure(line_buffering=True)         # lines appear at once in a log file, too
+    if hasattr(sys.stdout, "reconfigure"):              # a notebook's has not
+        # lines appear at once in a log file, too, and no name of a file is too foreign for it
+        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     try:
         main()
     except KeyboardInterrupt:
@@ -257,11 +258,11 @@ class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFo
     """--help with each flag's default, and the docstring as it stands."""
 
 
-def number(kind, low, high=float("inf")):
-    """An argparse type: an int or a float from low to high."""
+def number(kind, low, high=10 ** 9):
+    """An argparse type: an int or a float from low to high; neither inf nor nan."""
     def parse(text):
         value = kind(text)
-        if not low <= value <= high:                    # nan is in no range
+        if not low <= value <= high:
             raise ValueError
         return value
     parse.__name__ = f"{kind.__name__} from {low} to {high}"        # for argparse's message

@@ -69,10 +69,10 @@ def train_epoch(parts, images, labels, args, epoch):
     same bits (on a GPU with --deterministic). SystemExit if the loss or a weight is not finite.
     """
     torch.manual_seed(args.seed * 1_000_003 + epoch)
-    refine = epoch > round((1 - args.refine) * args.epochs)
-    names = ["reflect", "flip"] if refine else args.augment
+    refining = epoch > round((1 - args.refine) * args.epochs)
+    names = ["reflect", "flip"] if refining else args.augment
     inputs = augment(images, augmentation(names, size_in(epoch, args)), args.group)
-    cutmix = v2.RandomApply([v2.CutMix(num_classes=CLASSES)], p=0 if refine else args.cutmix)
+    cutmix = v2.RandomApply([v2.CutMix(num_classes=CLASSES)], p=0 if refining else args.cutmix)
     steps = len(images) // args.batch_size          # no short last batch: its statistics are poor
     order = torch.randperm(len(images), device=images.device)[:steps * args.batch_size]
     losses, correct = torch.zeros(2, steps, device=images.device)       # read once, at the end
@@ -81,7 +81,7 @@ def train_epoch(parts, images, labels, args, epoch):
     for step, index in enumerate(batches):
         x, target = cutmix(inputs[index], labels[index])        # (B, 3, H, W); (B,) or (B, 10)
         losses[step], logits = train_step(parts, x, target, args.label_smoothing)
-        truth = target if target.dim() == 1 else target.argmax(1)
+        truth = target if target.dim() == 1 else target.argmax(1)       # the larger share counts
         correct[step] = (logits.argmax(1) == truth).sum()
         if args.ema and step % EMA_EVERY == 0:
             update_average(parts, args.ema)
@@ -104,13 +104,13 @@ def main(argv=None):
     args = parse_args(argv)
     out, device = Path(args.out), pick_device(args.device)
     check_folder(out, args.resume)
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")         # cuBLAS asks for it
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")     # or cuBLAS cannot repeat itself
     torch.use_deterministic_algorithms(args.deterministic)
     torch.backends.cudnn.benchmark = not args.deterministic     # try kernels, keep the fastest
     images, labels = load_data(args.data, train=True)
-    train, val = split(labels, args.val_size, args.train_size, args.seed)
-    train_images, train_labels = images[train].to(device), labels[train].to(device)
-    val_images, val_labels = images[val].to(device), labels[val].to(device)
+    train_index, val_index = split(labels, args.val_size, args.train_size, args.seed)
+    train_images, train_labels = images[train_index].to(device), labels[train_index].to(device)
+    val_images, val_labels = images[val_index].to(device), labels[val_index].to(device)
     parts, history = build(args, train_images, device), []
     if args.resume:
         history = restore(out / "last.pt", parts, args)
@@ -214,6 +214,7 @@ def save(out, parts, args, history):
     epoch, last = len(history), out / "last.pt"
     age = abs(time.time() - last.stat().st_mtime) if last.exists() else math.inf
     if age > SAVE_EVERY or epoch == args.epochs:
+        # Beside what trains, its "model" is, as in best.pt, what predicts: with --ema the average.
         states = {name: getattr(parts, name).state_dict() for name in SAVED}
         save_checkpoint(last, parts.predictor, states=states, history=history,
                         settings=settings(args), machine=machine(parts))
@@ -242,7 +243,10 @@ def restore(path, parts, args):
             raise SystemExit(f"error: {str(path)!r} cannot be resumed: it has another optimizer")
     if checkpoint["machine"] != machine(parts):
         print(f"begun on {checkpoint['machine']}: results may now differ in the last digits")
-    return checkpoint["history"]
+    history = checkpoint["history"]
+    if best_epoch(history) < len(history) and not path.with_name("best.pt").exists():
+        raise SystemExit(f"error: {str(path)!r} cannot be resumed without its best.pt beside it")
+    return history
 
 
 def settings(args):
@@ -287,8 +291,9 @@ def announce(parts, args, images, done):
         begin = time.perf_counter()
         predict(parts.model, images[:250], parts.dtype).cpu()       # .cpu() waits for the device
         seconds = time.perf_counter() - begin
+    timed = len(images[:250]) * parts.flop[32] / 3      # the forward pass is a third of training
     flop = sum(epoch_flop(epoch, parts, args) for epoch in range(done + 1, args.epochs + 1))
-    seconds *= flop / (len(images[:250]) * parts.flop[32] / 3)      # forward: a third of training
+    seconds *= flop / timed
     count = sum(p.numel() for p in parts.model.parameters())
     print(f"{count:,} parameters, {len(images):,} images, {args.epochs - done} epochs of "
           f"{parts.steps} steps, {machine(parts)}")
@@ -359,7 +364,7 @@ def parse_args(argv=None):
     add_run_flags(parser.add_argument_group("run").add_argument)
     add_network_flags(parser.add_argument_group("network").add_argument)
     add_recipe_flags(parser.add_argument_group("recipe").add_argument)
-    recipe = shlex.split(RECIPES[parser.parse_args(argv).recipe])
+    recipe = shlex.split(RECIPES[parser.parse_args(argv).recipe])       # what was typed comes later
     return parser.parse_args([*recipe, *argv])
 
 
@@ -393,8 +398,8 @@ def add_recipe_flags(flag):
     flag("--augment", nargs="*", choices=[*PAPER, "reflect", "trivial"], default=PAPER,
          metavar="NAME", help=f"any of {' '.join(PAPER)} reflect trivial, in the order given")
     flag("--cutmix", type=share, default=0.0, help="share of batches mixed (arXiv:1905.04899)")
-    flag("--refine", type=share, default=0.0, help="share of the epochs, at the end, with crop and "
-         "flip alone and no CutMix (arXiv:1909.09148)")
+    flag("--refine", type=share, default=0.0, help="share of the epochs, at the end, with reflect "
+         "and flip alone and no CutMix (arXiv:1909.09148)")
     flag("--sizes", type=number(int, 8, 32), nargs="+", default=[32], help="image sizes in equal "
          "shares of the epochs; evaluation is always at 32")
     flag("--group", type=count, default=250, help="images that share one draw of the augmentation; "
