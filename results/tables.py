@@ -93,6 +93,9 @@ def claims(runs):
     for question, paper, name, baseline in CLAIMS:
         (a, of_a), (b, of_b) = (compared(runs[f"claims/{regime}"], name, baseline) for regime in REGIMES)
         verdict = of_a if of_a == of_b else f"(a) {of_a}, (b) {of_b}"
+        if paper != "-":
+            claimed = "better" if paper == "better" else "worse"
+            verdict = re.sub("better|worse", lambda m: f"{m[0]}, {'as' if m[0] == claimed else 'not as'} claimed", verdict)
         rows.append([question, paper, a, b, verdict, f"`{name}`"])
     return table(["question", "the paper", "(a) test %", "(b) test %", "verdict", "`--only`"], rows)
 
