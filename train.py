@@ -373,7 +373,7 @@ def add_run_flags(flag):
     flag("--data", default="data", help='folder of CIFAR-10, or "fake" for made-up images')
     flag("--out", default=".", help="folder of the results")
     flag("--resume", action="store_true", help="continue from last.pt in --out, flags as before")
-    flag("--val-size", type=count, default=5000, help="images held out to choose the best epoch by")
+    flag("--val-size", type=count, default=5000, help="images held out, as many of each class")
     flag("--train-size", type=count, help="how many of the others to train on, if not all")
     flag("--seed", type=number(int, 0, 10 ** 9), default=0, help="of everything random")
     flag("--device", help="cpu, cuda or mps, if not the accelerator that is found")
