@@ -106,14 +106,14 @@ def flop_of(flags):
 def run_one(flags, folder):
     """Run or resume one training; returns True if it came to its end.
 
-    One thread each, because the number of threads changes the bits, and two jobs of two threads on two cores
-    take three times as long.
+    One thread each, if the environment says nothing else: the number of threads changes the bits, and two jobs
+    of two threads on two cores take three times as long.
     """
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "train.py", *shlex.split(flags), "--out", str(folder)]
     command += ["--resume"] * (folder / "last.pt").exists()
     with open(folder / "terminal.log", "a") as log:
-        one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+        one_thread = {"OMP_NUM_THREADS": "1"} | os.environ
         return subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, env=one_thread).returncode == 0
 
 
