@@ -115,8 +115,8 @@ def reached(runs):
 def recipes(runs):
     return table(["recipe", "parameters", "test %", "validation %", "seeds", "operations", "minutes", "measured on"], [
         [title, f"{int(rows[0]['parameters']):,}", percent(accuracies(rows)), percent(accuracies(rows, "val_acc")),
-         len(rows), f"{float(rows[0]['flop']):.1e}", f"{mean(float(row['minutes']) for row in rows):.3g}",
-         rows[0]["machine"]] for _, title, rows in reached(runs)])
+         len(rows), f"{float(rows[0]['flop']):.1e}", ", ".join(f"{float(row['minutes']):.3g}" for row in rows),
+         "; ".join(dict.fromkeys(row["machine"] for row in rows))] for _, title, rows in reached(runs)])
 
 
 def headline(runs):
