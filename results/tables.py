@@ -128,7 +128,7 @@ def headline(runs):
     fastest = min(rows, key=lambda row: float(row["minutes"]))
     return (f"**{test:.1f}% on the test set** ({seeds}) from {int(fastest['parameters']):,} parameters in "
             f"{float(fastest['minutes']):.0f} minutes on {fastest['machine']}: `{fastest['command']}`. "
-            "The paper claims 93 to 94% for its own.")
+            "The paper claims 93 to 94% for its own recipe.")
 
 
 def screening(runs):
