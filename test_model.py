@@ -305,6 +305,14 @@ def test_learning_rate_is_a_cosine_to_zero_after_a_linear_warmup():
     assert train.lr_factor(1000, 1000, 1000) == 1           # a warm-up as long as the run divides by no zero
 
 
+def test_the_papers_recipe_is_the_default():
+    paper = dict(recipe="paper", lr=1e-4, weight_decay=1e-2, label_smoothing=0.1, batch_size=128, epochs=100,
+                 blocks=[4, 5, 3], widths=[64, 128, 256], val_size=5000, augment=data.PAPER, group=250, sizes=[32])
+    off = dict(warmup=0, ema=0, cutmix=0, dropout=0, refine=0, whiten=False, plain=False)
+    args = vars(train.parse_args([]))
+    assert {name: args[name] for name in paper | off} == paper | off
+
+
 @pytest.mark.parametrize("recipe", ["quick", "strong"])
 def test_a_flag_overrides_its_recipe_wherever_it_stands(recipe):
     plain = train.parse_args(["--recipe", recipe])
@@ -875,7 +883,8 @@ WRONG_COMMANDS = {
     "predict.py --ckpt no.pt": "there is no checkpoint", "predict.py --ckpt list.pt": "no whole checkpoint",
     "predict.py --data empty": "put cifar-10-python.tar.gz",
     "predict.py --device cuda:99": "no device 'cuda:99'", "predict.py --device meta": "no device 'meta'",
-    "predict.py --out file/x.csv": "Not a directory: 'file/x.csv", "predict.py --out none/x.csv": "No such file.* 'none/x.csv",
+    "predict.py --out file/x.csv": "Not a directory: 'file/x.csv",
+    "predict.py --out none/x.csv": "No such file.* 'none/x.csv",
     "predict.py --out empty": "must be the name of a .csv", "predict.py --out best.pt": "must be the name of a .csv",
     "model.py --widths 65 128 256": "5,003,199 parameters, the budget is fewer than 5,000,000",
     "train.py --widths 64 128 999": "the budget", "train.py --out file": "File exists",
@@ -926,10 +935,7 @@ def test_every_command_of_the_readme_and_every_run_of_every_list_parses():
 def test_every_default_that_the_readme_quotes_is_the_real_one():
     quoted = re.findall(r"`--([a-z-]+)` \(default ([^)]+)\)", (HERE / "README.md").read_text())
     typed = vars(train.parse_args([word for name, value in quoted for word in (f"--{name}", *value.split())]))
-    real = vars(train.parse_args([]))
-    assert len(quoted) >= 8 and typed | {"command": "python train.py"} == real
-    off = dict(warmup=0, ema=0, cutmix=0, dropout=0, refine=0, whiten=False, plain=False, sizes=[32], augment=data.PAPER)
-    assert {name: real[name] for name in off} == off                    # what the paper does not have
+    assert len(quoted) >= 8 and typed | {"command": "python train.py"} == vars(train.parse_args([]))
 
 
 def test_every_table_of_numbers_is_what_the_logs_say():
