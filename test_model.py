@@ -496,8 +496,8 @@ def test_what_comes_from_outside_ends_in_one_line_and_bugs_in_a_traceback(error,
 @pytest.mark.parametrize("hours, named", [(3, True), (1, False)])
 def test_a_run_of_hours_on_a_cpu_names_the_quick_one(monkeypatch, capsys, hours, named):
     parts, images, _, args = ready()
-    forward = hours * 3600 / train.epoch_flop(1, parts, args) / 100 * 200 * parts.flop[32] / 3
-    monkeypatch.setattr(train.time, "perf_counter", functools.partial(next, iter([0, 0, 0, forward])))
+    batch = hours * 3600 / args.epochs / parts.steps
+    monkeypatch.setattr(train.time, "perf_counter", functools.partial(next, iter([0, 0, 0, batch])))
     train.announce(parts, args, images, 0)
     out = capsys.readouterr().out
     assert f"about {hours}:00:00" in out and ("--recipe quick" in out and "weights/quick.pt" in out) == named

@@ -286,14 +286,17 @@ def check_folder(out, resume):
 
 # ---- what a person sees ----------------------------------------------------------------------
 def announce(parts, args, images, done):
-    """Say what is trained on what, and estimate the time from that of a forward pass."""
+    """Say what is trained on what, and estimate the time from that of one batch."""
+    model = copy.deepcopy(parts.model).train()      # a copy, whose statistics may move
     for _ in range(2):                              # the first one chooses kernels
         begin = time.perf_counter()
-        predict(parts.model, images[:250], parts.dtype).cpu()       # .cpu() waits for the device
+        with autocast(parts.device, parts.dtype):
+            loss = model(normalise(images[:args.batch_size])).sum()
+        loss.backward()
+        loss.item()                                 # waits for the device
         seconds = time.perf_counter() - begin
-    timed = len(images[:250]) * parts.flop[32] / 3      # the forward pass is a third of training
     flop = sum(epoch_flop(epoch, parts, args) for epoch in range(done + 1, args.epochs + 1))
-    seconds *= flop / timed
+    seconds *= flop / (args.batch_size * parts.flop[32])
     count = sum(p.numel() for p in parts.model.parameters())
     print(f"{count:,} parameters, {len(images):,} images, {args.epochs - done} epochs of "
           f"{parts.steps} steps, {machine(parts)}")
