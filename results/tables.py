@@ -121,16 +121,15 @@ def recipes(runs):
 
 
 def headline(runs):
-    """The first screen's sentence: the best number that was measured."""
-    if not reached(runs):
-        return "No recipe has been run at full length yet."
-    test, _, rows = reached(runs)[0]
-    seeds = f"mean of {len(rows)} seeds" if len(rows) > 1 else "one seed"
-    fastest = min(rows, key=lambda row: float(row["minutes"]))
-    command = fastest["command"].partition(" --seed")[0]
-    return (f"**{test:.1f}% on the test set** ({seeds}) from {int(fastest['parameters']):,} parameters in "
-            f"{float(fastest['minutes']):.0f} minutes on {fastest['machine']}: `{command}`. "
-            "The paper claims 93 to 94% for its own recipe.")
+    """The first screen's numbers: the best that was measured, and what the quick recipe reaches."""
+    lines, (best, *others) = [], reached(runs)
+    for test, _, rows in [best, *(found for found in others if found[2] is runs["quick"]["quick"])]:
+        seeds = f"mean of {len(rows)} seeds" if len(rows) > 1 else "one seed"
+        fastest = min(rows, key=lambda row: float(row["minutes"]))
+        command = fastest["command"].partition(" --seed")[0]
+        lines.append(f"- **{test:.1f}% on the test set** ({seeds}) from {int(fastest['parameters']):,} parameters in "
+                     f"{float(fastest['minutes']):.0f} minutes on {fastest['machine']}: `{command}`")
+    return "\n".join([*lines, "", "The paper claims 93 to 94% for its own recipe."])
 
 
 def screening(runs):
