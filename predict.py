@@ -57,6 +57,7 @@ def main(argv=None):
     if Path(args.out).suffix != ".csv":
         raise SystemExit(f"error: --out {args.out!r} must be the name of a .csv file")
     model, _ = load_checkpoint(args.ckpt)
+    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     device, names = pick_device(args.device), class_names(args.data)
     model.to(device, memory_format=memory_format(device))
     if args.input is None:
@@ -247,7 +248,7 @@ def to_array(record):
 def read_pictures(path):
     """A picture, or all of a folder; the ID is the file's name."""
     files = path.iterdir() if path.is_dir() else [path]
-    files = [file for file in files if file.suffix.lower() in PICTURES]
+    files = [file for file in files if file.suffix.lower() in PICTURES and file.name[0] != "."]
     files.sort(key=lambda f: re.sub(r"\d+", lambda n: n[0].zfill(20), f.stem))       # 2 before 10
     ids = [file.stem for file in files]
     if not files or len(set(ids)) < len(ids):
