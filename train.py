@@ -2,7 +2,7 @@
 
     python train.py                     # the paper's recipe; a GPU's work
     python train.py --recipe quick      # a smaller network, without a GPU in an hour or two
-    python train.py --blocks 1 1 1 --widths 16 32 64 --epochs 5 --lr 3e-3       # in two minutes
+    python train.py --blocks 1 1 1 --widths 16 32 64 --epochs 5 --lr 3e-3       # in minutes
     python train.py --data fake --blocks 1 1 1 --widths 8 16 32 --epochs 3 --lr 3e-3 --out fake
     python train.py --resume            # continues after an interruption
 
@@ -43,7 +43,8 @@ SAVED = ("model", "predictor", "optimizer", "scheduler", "scaler")    # whose st
 def train_step(parts, x, target, label_smoothing):
     """One step on one batch: forward, loss, backward, update (paper section 2.2).
 
-    x: float32 (B, 3, H, W), normalised; target: int64 (B,), or float32 (B, 10) for mixed images.
+    parts: what build() makes; x: float32 (B, 3, H, W), normalised; target: int64 (B,), or float32
+    (B, 10) for mixed images.
     Returns the loss () and the logits (B, 10). Both stay on the device: to read one here would make
     the CPU wait for it in every step.
     """
@@ -406,8 +407,8 @@ def add_recipe_flags(flag):
     flag("--sizes", type=number(int, 8, 32), nargs="+", default=[32], help="image sizes in equal "
          "shares of the epochs; evaluation is always at 32")
     flag("--group", type=count, default=250, help="images that share one draw of the augmentation; "
-         "1, a draw for each, is ten times slower")
+         "1, a draw for each, takes ten times as long to augment")
 
 
 if __name__ == "__main__":
-    start(main, "stopped: to resume, type the same command with --resume")
+    start(main, "stopped: after a whole epoch, the same command with --resume continues")
