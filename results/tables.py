@@ -30,7 +30,7 @@ CLAIMS = [
     ("12 blocks with skips (79,314 parameters)", "-", "skips-12", None),
     ("12 blocks without", "about 75%", "plain-12", "skips-12"),
     ("27 blocks with skips (84,725), against 12", "-", "skips-27", "skips-12"),
-    ("27 blocks without", "\"degraded\"", "plain-27", "skips-27"),
+    ("27 blocks without, against that", "\"degraded\"", "plain-27", "skips-27"),
     ("deep, equal size (93,202)", "-", "deep-equal-size", None),
     ("wide early (97,514), against that", "better", "wide-early", "deep-equal-size"),
     ("deep, equal arithmetic (175,405), against wide", "-", "deep-equal-work", "wide-early"),
