@@ -80,7 +80,8 @@ LISTS = {
     # to be shipped: a wider network, more CutMix, 4,000 more images, three times the arithmetic
     "weights": each("--recipe quick", {"triple": "--widths 32 128 256 --epochs 57 --cutmix 0.5 --val-size 1000"}),
     "tried": each(FULL, {
-        "cutmix-0.5": f"{NARROW} --cutmix 0.5", "wide-erasing": f"{WIDE} --augment reflect flip erasing", "wide-cutmix-0.3": f"{WIDE} --cutmix 0.3"}),
+        "cutmix-0.5": f"{NARROW} --cutmix 0.5", "batch-64": f"{NARROW} --cutmix 0.3 --refine 0.15 --batch-size 64",
+        "wide-erasing": f"{WIDE} --augment reflect flip erasing", "wide-cutmix-0.3": f"{WIDE} --cutmix 0.3"}),
     "gpu-paper": each("", {"paper": "", "drawn": "--blocks 2 2 2"}, 3) | each("", {"plain": "--plain"}),
     "gpu-strong": each("--recipe strong", {"strong": ""}, 3),
     "gpu-long": each("--recipe strong --val-size 0 --epochs 600", {"long": ""}),
