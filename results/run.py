@@ -78,7 +78,7 @@ TRIED = {
 LISTS = {
     "screen": each(f"{SCREEN} --whiten", SCREENED) | each(SCREEN, {"no-whitening": ""}),
     "claims": {f"{regime}/{name}": f"{SMALL} {length} {flags}" for regime, length in REGIMES.items()
-               for name, flags in (each("", REGULARISATION, 3) | each("", SHAPES, 2)).items()},
+               for name, flags in each("", REGULARISATION | SHAPES, 3).items()},
     "quick": each("--recipe quick", {"quick": ""}, 2) | each("", {
         "paper-values": "--blocks 1 2 2 --widths 32 96 192 --epochs 34"}),
     # to be shipped: a wider network, more CutMix, 4,000 more images, three times the arithmetic

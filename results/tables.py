@@ -60,13 +60,23 @@ def percent(values):
     return f"{mean(values):.2f}{spread}" if values else "-"
 
 
+def first_row(name):
+    """The run of CLAIMS which this one is compared with, directly or through others."""
+    baselines = {run: baseline for _, _, run, baseline in CLAIMS}
+    while baselines[name]:
+        name = baselines[name]
+    return name
+
+
 def difference(runs, name, baseline):
     """(difference of the means, its standard error), or None where one cannot be told.
 
-    The error follows from the noise from seed to seed, pooled over all runs with several seeds.
+    The error follows from the noise from seed to seed, pooled over the runs with the same first row: networks
+    without skips scatter over 10 points, those of the recipe over one or two.
     """
     a, b = accuracies(runs[name]), accuracies(runs[baseline])
-    spreads = [variance(accuracies(rows)) for rows in runs.values() if len(rows) > 1]
+    spreads = [variance(accuracies(rows)) for run, rows in runs.items()
+               if len(rows) > 1 and first_row(run) == first_row(name)]
     if not (a and b and spreads):
         return None
     return mean(a) - mean(b), math.sqrt(mean(spreads) * (1 / len(a) + 1 / len(b)))
