@@ -71,8 +71,8 @@ def first_row(name):
 def difference(runs, name, baseline):
     """(difference of the means, its standard error), or None where one cannot be told.
 
-    The error follows from the noise from seed to seed, pooled over the runs with the same first row: two
-    seeds are 4 to 10 points apart without skips, one or two in the recipe.
+    The error follows from the noise from seed to seed, pooled over the runs with the same first row: three
+    seeds are 4 to 11 points apart without skips, one or two in the recipe.
     """
     a, b = accuracies(runs[name]), accuracies(runs[baseline])
     spreads = [variance(accuracies(rows)) for run, rows in runs.items()
