@@ -79,7 +79,7 @@ LISTS = {
     "screen": each(f"{SCREEN} --whiten", SCREENED) | each(SCREEN, {"no-whitening": ""}),
     "claims": {f"{regime}/{name}": f"{SMALL} {length} {flags}" for regime, length in REGIMES.items()
                for name, flags in each("", REGULARISATION | SHAPES, 3).items()},
-    "quick": each("--recipe quick", {"quick": ""}, 2) | each("", {
+    "quick": each("--recipe quick", {"quick": ""}, 3) | each("", {
         "paper-values": "--blocks 1 2 2 --widths 32 96 192 --epochs 34"}),
     # to be shipped: a wider network, more CutMix, 4,000 more images, three times the arithmetic
     "weights": each("--recipe quick", {"triple": "--widths 32 128 256 --epochs 57 --cutmix 0.5 --val-size 1000"}),
