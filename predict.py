@@ -88,7 +88,7 @@ def parse_args(argv=None):
     flag = parser.add_argument
     flag("--ckpt", required=True, help="checkpoint of train.py: best.pt or weights/*.pt")
     flag("--data", default="data", help='folder of CIFAR-10 whose test set is predicted, or "fake"')
-    flag("--input", help="predict unlabelled images instead: a .pkl, a .npy, a picture, a folder")
+    flag("--input", help="predict unlabelled images instead: a .pkl, a picture, a folder of them")
     flag("--out", default="submission.csv", help="the CSV; pictures are put beside it")
     flag("--tta", action="store_true", help="average each image and its mirror image")
     flag("--device", help="cpu, cuda or mps, if not the accelerator that is found")
@@ -154,7 +154,7 @@ def draw_mistakes(images, logits, labels, names):
 
 # ---- reading untrusted files: a class can skip this, or study it -------------------------------
 def read_images(path):
-    """IDs (int or str) and images (uint8 (N, 3, 32, 32)) of a pickle, a .npy, a picture, a folder.
+    """IDs (int or str) and images (uint8 (N, 3, 32, 32)) of a pickle, a picture, or a folder.
 
     SystemExit for anything else, and before memory is taken for a file that is too large.
     """
@@ -164,37 +164,21 @@ def read_images(path):
             return read_pictures(path)
         if not path.is_file() or path.stat().st_size > MAX_IMAGES * 3072 * 1.1:
             raise ValueError(f"no file, or larger than {MAX_IMAGES:,} images")
-        if path.suffix.lower() == ".npy":       # mapped: a header that claims too much fails
-            images = to_images(np.load(path, mmap_mode="r", allow_pickle=False))
-            return list(range(len(images))), images
-        return read_pickle(path.read_bytes())
+        return read_pickle(path)
     except Exception as error:                  # a damaged file fails in any of a dozen ways
-        why = " ".join(str(error).split())[:200]
-        raise SystemExit(f"error: cannot read images from {str(path)!r} ({why}): --input takes a "
-                         ".pkl or .npy file, a picture, or a folder of pictures") from None
+        raise SystemExit(f"error: cannot read images from {str(path)!r} ({error!r:.300}): --input "
+                         "takes a .pkl file, a picture, or a folder of pictures") from None
 
 
-def to_images(array):
-    """uint8 (N, 3, 32, 32) from that, from (N, 32, 32, 3), or from CIFAR's own rows (N, 3072)."""
-    if not isinstance(array, np.ndarray) or array.dtype != np.uint8:
-        raise ValueError(f"not a uint8 array but {getattr(array, 'dtype', type(array).__name__)}")
-    if array.shape[1:] not in {(32, 32, 3), (3, 32, 32), (3072,)} or not len(array):
-        raise ValueError(f"shape {array.shape}, not (N, 32, 32, 3), (N, 3, 32, 32) or (N, 3072)")
-    if array.shape[1:] == (32, 32, 3):
-        array = array.transpose(0, 3, 1, 2)
-    return torch.from_numpy(np.array(array, order="C")).view(-1, 3, 32, 32)     # a copy
-
-
-def read_pickle(raw):
+def read_pickle(path):
     """The competition's file: a dict with data and, usually, ids; keys are bytes or str."""
-    content = ArrayUnpickler(io.BytesIO(raw), encoding="bytes").load()
-    data, ids = (content.get(key.encode(), content.get(key)) for key in ("data", "ids"))
-    images = to_images(to_array(data) if isinstance(data, Record) else data)
-    if ids is None:
-        ids = list(range(len(images)))
-    ids = to_array(ids).tolist() if isinstance(ids, Record) else ids
-    plain = all(isinstance(i, str) or isinstance(i, int) and abs(i) < 2 ** 64 for i in ids)
-    if not plain or len(ids) != len(images) or len(set(ids)) < len(ids):
+    with open(path, "rb") as file:
+        content = ArrayUnpickler(file, encoding="bytes").load()
+    content = {k.decode() if isinstance(k, bytes) else k: v for k, v in content.items()}
+    images = to_images(to_array(content["data"]))
+    ids = content.get("ids", list(range(len(images))))
+    ids = ids if isinstance(ids, list) else to_array(ids).tolist()
+    if not {type(i) for i in ids} <= {int, str} or not len(images) == len(ids) == len(set(ids)):
         raise ValueError(f"ids must be {len(images):,} different whole numbers or names")
     return ids, images
 
@@ -202,25 +186,22 @@ def read_pickle(raw):
 class Record:
     """What numpy's names in a pickle become: it keeps what it is given, and does nothing."""
 
+    state = None
+
     def __init__(self, *args):
-        self.args, self.state = args, None
+        self.args = args
 
     def __setstate__(self, state):
         self.state = state
 
 
-class ArrayUnpickler(pickle._Unpickler):
+class ArrayUnpickler(pickle.Unpickler):
     """Loads plain values and Records; refuses any other name before anything of it runs.
 
     A pickle is a program: it may name any function of Python and have it called. Not even numpy's
-    own are: an array's __setstate__ believes what the file says of the type and size of its
-    content, even that its bytes are addresses of Python objects. _Unpickler is the one written in
-    Python: the one in C takes as much memory for its memo as the file says. Bytearrays are read as
-    bytes, because the loader of bytearrays takes their memory before it looks for their content.
+    own are safe: an array's __setstate__ believes what the file says of the type and size of its
+    content, even that its bytes are addresses of Python objects.
     """
-
-    dispatch = pickle._Unpickler.dispatch | {
-        pickle.BYTEARRAY8[0]: pickle._Unpickler.load_binbytes8}
 
     def find_class(self, module, name):
         if (module, name) == ("_codecs", "encode"):         # how protocol 2 writes bytes
@@ -231,37 +212,41 @@ class ArrayUnpickler(pickle._Unpickler):
 
 
 def to_array(record):
-    """The array that numpy wrote so, of plain numbers or text; frombuffer counts its bytes."""
+    """The array that numpy wrote so; frombuffer counts its bytes and makes no Python objects."""
     if record.state:
         _, shape, dtype, fortran, raw = record.state
         order, axes = "F" if fortran else "C", None
     else:                                                   # protocol 5; older numpy has no axes
         raw, dtype, shape, order, axes = (*record.args, None)[:5]
-    kind = dtype.args[0].decode() if isinstance(dtype.args[0], bytes) else dtype.args[0]
-    if not re.fullmatch(r"[iu][1248]|f[248]|b1|[US]\d{1,3}", kind):
-        raise ValueError(f"arrays of {kind}")
-    kind = np.dtype(kind).newbyteorder(">" if dtype.state[1] in (">", b">") else "=")
+    kind = np.dtype(dtype.args[0]).newbyteorder(">" if dtype.state[1] in (">", b">") else "=")
     array = np.frombuffer(raw, kind).reshape(shape, order="C" if axes else order)
     return array.transpose(axes) if axes else array
 
 
+def to_images(array):
+    """uint8 (N, 3, 32, 32) from (N, 32, 32, 3), or from CIFAR's own rows (N, 3072)."""
+    if array.dtype != np.uint8 or array.shape[1:] not in {(32, 32, 3), (3072,)}:
+        raise ValueError(f"data is {array.dtype} {array.shape}, not uint8 (N, 32, 32, 3)")
+    if array.ndim == 4:
+        array = array.transpose(0, 3, 1, 2)
+    return torch.from_numpy(np.array(array, order="C")).view(-1, 3, 32, 32)     # a copy
+
+
 def read_pictures(path):
     """A picture, or all of a folder; the ID is the file's name."""
-    files = path.iterdir() if path.is_dir() else [path]
-    files = [file for file in files if file.suffix.lower() in PICTURES and file.name[0] != "."]
-    files.sort(key=lambda f: re.sub(r"\d+", lambda n: n[0].zfill(20), f.stem))       # 2 before 10
-    ids = [file.stem for file in files]
-    if not files or len(set(ids)) < len(ids):
-        raise ValueError(f"{len(ids)} pictures, {len(set(ids))} names: each needs one of its own")
+    files = [path]
+    if path.is_dir():
+        files = [f for f in path.iterdir() if f.suffix.lower() in PICTURES and f.name[0] != "."]
+        files.sort(key=lambda f: re.sub(r"\d+", lambda n: n[0].zfill(20), f.stem))   # 2 before 10
+    if not files:
+        raise ValueError("a folder without pictures")
     reading = tqdm(files, "reading", leave=False, delay=2, disable=None)
-    return ids, torch.stack([read_picture(file) for file in reading])
+    return [file.stem for file in files], torch.stack([read_picture(file) for file in reading])
 
 
 def read_picture(file):
     """uint8 (3, 32, 32) of one picture, resized if it has another size."""
     with Image.open(file, formats=["PNG", "JPEG", "BMP", "WEBP"]) as picture:  # EPS runs programs
-        if picture.mode.startswith("I"):
-            raise ValueError(f"{file.name!r} has 16 bits per pixel: save it with 8")
         upright = ImageOps.exif_transpose(picture).convert("RGB")       # phones store the rotation
         return TF.pil_to_tensor(upright.resize((32, 32), Image.Resampling.BICUBIC))
 

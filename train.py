@@ -19,7 +19,6 @@ import os
 import shlex
 import sys
 import time
-from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -104,7 +103,10 @@ def evaluate(parts, images, labels):
 def main(argv=None):
     args = parse_args(argv)
     out, device = Path(args.out), pick_device(args.device)
-    check_folder(out, args.resume)
+    out.mkdir(parents=True, exist_ok=True)
+    if not args.resume and any((out / name).exists() for name in ("last.pt", "best.pt")):
+        raise SystemExit(f"error: {str(out)!r} holds an earlier run: continue it with --resume, or "
+                         "choose another folder with --out")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")     # or cuBLAS cannot repeat itself
     torch.use_deterministic_algorithms(args.deterministic)
     torch.backends.cudnn.benchmark = not args.deterministic     # try kernels, keep the fastest
@@ -116,16 +118,16 @@ def main(argv=None):
     if args.resume:
         history = restore(out / "last.pt", parts, args)
         save(out, parts, args, history)         # a kill may have come between two of its files
-    announce(parts, args, train_images, len(history))
+    announce(parts, args)
     for epoch in range(len(history) + 1, args.epochs + 1):
         begin, lr = time.perf_counter(), parts.optimizer.param_groups[0]["lr"]
         row = {"epoch": epoch, "size": size_in(epoch, args), "lr": lr}
         row |= train_epoch(parts, train_images, train_labels, args, epoch)
         row |= evaluate(parts, val_images, val_labels)
-        row |= {"flop": epoch_flop(epoch, parts, args), "seconds": time.perf_counter() - begin}
+        row |= {"seconds": time.perf_counter() - begin}
         history.append(row)
         save(out, parts, args, history)
-        print_row(row, args.epochs)
+        print("  ".join(f"{name} {value:.4g}" for name, value in row.items()), flush=True)
     report(out, parts, args, history)
 
 
@@ -143,7 +145,8 @@ def build(args, images, device):
     model = make_network(args.blocks, args.widths, not args.plain, args.dropout)
     if args.whiten:
         model.whiten_stem(normalise(images[:2000].cpu()))
-    flop = {size: flop_per_image(model, size) for size in {*args.sizes, 32}}
+    flop = {size: flop_per_image(model, size) for size in args.sizes}
+    flop = [flop[size_in(epoch, args)] for epoch in range(1, args.epochs + 1)]
     model.to(device, memory_format=memory_format(device))
     optimizer = torch.optim.AdamW(decay_groups(model, args.weight_decay), lr=args.lr, fused=True)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
@@ -152,8 +155,8 @@ def build(args, images, device):
     return SimpleNamespace(
         model=model, network=network, predictor=copy.deepcopy(model) if args.ema else model,
         optimizer=optimizer, scheduler=scheduler,
-        device=device, dtype=dtype, steps=steps, flop=flop,
-        scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16))
+        scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
+        device=device, dtype=dtype, steps=steps, flop=sum(flop) * steps * args.batch_size)
 
 
 def lr_factor(step, steps, warmup):
@@ -200,10 +203,6 @@ def size_in(epoch, args):
     return args.sizes[(epoch - 1) * len(args.sizes) // args.epochs]
 
 
-def epoch_flop(epoch, parts, args):
-    return parts.steps * args.batch_size * parts.flop[size_in(epoch, args)]
-
-
 # ---- saving and resuming ---------------------------------------------------------------------
 def save(out, parts, args, history):
     """Write what an epoch leaves: last.pt to resume from, best.pt to predict with, log.csv.
@@ -218,7 +217,7 @@ def save(out, parts, args, history):
         # Beside what trains, its "model" is, as in best.pt, what predicts: with --ema the average.
         states = {name: getattr(parts, name).state_dict() for name in SAVED}
         save_checkpoint(last, parts.predictor, states=states, history=history,
-                        settings=settings(args), machine=machine(parts))
+                        settings=settings(args))
         save_figure(draw_curves(history), out / "curves.png")
     if best_epoch(history) == epoch:
         save_checkpoint(out / "best.pt", parts.predictor, row=history[-1])
@@ -230,24 +229,18 @@ def save(out, parts, args, history):
 def restore(path, parts, args):
     """Put back what save() wrote into last.pt: its history. SystemExit if it is of another run."""
     _, checkpoint = load_checkpoint(path)
-    if "states" not in checkpoint:
-        raise SystemExit(f"error: {str(path)!r} is not the last.pt of a run: it cannot be resumed")
+    saved = checkpoint.get("settings", {})          # best.pt has none
     for name, value in settings(args).items():
-        if (saved := checkpoint["settings"].get(name)) != value:
-            raise SystemExit(f"error: {str(path)!r} is of a run with {name} = {saved}, not {value}"
-                             ": resume with that run's flags, or start another with --out")
+        if saved.get(name) != value:
+            raise SystemExit(f"error: {str(path)!r} is of a run with {name} = {saved.get(name)}, not "
+                             f"{value}: resume with that run's flags, or start another with --out")
     for name, state in checkpoint["states"].items():
         if state:           # a scaler that is off saves {}, which one that is on refuses
             getattr(parts, name).load_state_dict(state)
     for p, state in parts.optimizer.state.items():      # whose fused step trusts these shapes
         if not state["exp_avg"].shape == state["exp_avg_sq"].shape == p.shape:
             raise SystemExit(f"error: {str(path)!r} cannot be resumed: it has another optimizer")
-    if checkpoint["machine"] != machine(parts):
-        print(f"begun on {checkpoint['machine']}: results may now differ in the last digits")
-    history = checkpoint["history"]
-    if best_epoch(history) < len(history) and not path.with_name("best.pt").exists():
-        raise SystemExit(f"error: {str(path)!r} cannot be resumed without its best.pt beside it")
-    return history
+    return checkpoint["history"]
 
 
 def settings(args):
@@ -257,6 +250,12 @@ def settings(args):
     return kept | {"data": "fake" if args.data == "fake" else "cifar10"}
 
 
+def best_epoch(history):
+    """The first epoch with the highest validation accuracy; without validation the last."""
+    return max(history, key=lambda row: row.get("val_acc", row["epoch"]))["epoch"]
+
+
+# ---- what a person sees ----------------------------------------------------------------------
 def machine(parts):
     """What computes: the device as people call it, the precision, torch."""
     name = parts.device.type
@@ -268,50 +267,13 @@ def machine(parts):
     return f"{name}, {str(parts.dtype)[6:]}, torch {torch.__version__}"
 
 
-def best_epoch(history):
-    """The first epoch with the highest validation accuracy; without validation the last."""
-    return max(history, key=lambda row: row.get("val_acc", row["epoch"]))["epoch"]
-
-
-def check_folder(out, resume):
-    """Make the folder. SystemExit if there is nothing to resume, or something to overwrite."""
-    out.mkdir(parents=True, exist_ok=True)
-    names = ("last.pt", "best.pt", "log.csv", "result.json")
-    earlier = [name for name in names if (out / name).exists()]
-    if resume and "last.pt" not in earlier:
-        raise SystemExit(f"error: no last.pt in {str(out)!r} to resume from: leave --resume out")
-    if earlier and not resume:
-        raise SystemExit(f"error: {str(out)!r} holds an earlier run's {earlier[0]}: continue it "
-                         "with --resume, or choose another folder with --out")
-
-
-# ---- what a person sees ----------------------------------------------------------------------
-def announce(parts, args, images, done):
-    """Say what is trained on what, and estimate the time from that of one batch."""
-    model = copy.deepcopy(parts.model).train()      # a copy, whose statistics may move
-    for _ in range(2):                              # the first one chooses kernels
-        begin = time.perf_counter()
-        with autocast(parts.device, parts.dtype):
-            loss = model(normalise(images[:args.batch_size])).sum()
-        loss.backward()
-        loss.item()                                 # waits for the device
-        seconds = time.perf_counter() - begin
-    flop = sum(epoch_flop(epoch, parts, args) for epoch in range(done + 1, args.epochs + 1))
-    seconds *= flop / (args.batch_size * parts.flop[32])
+def announce(parts, args):
     count = sum(p.numel() for p in parts.model.parameters())
-    print(f"{count:,} parameters, {len(images):,} images, {args.epochs - done} epochs of "
-          f"{parts.steps} steps, {machine(parts)}")
-    print(f"{flop:.1e} operations, about {timedelta(seconds=round(seconds))}")
-    if parts.device.type == "cpu" and seconds > 2 * 3600 and args.recipe != "quick":
-        print("too long? python train.py --recipe quick takes an hour or two, and\n"
-              "python predict.py --ckpt weights/quick.pt needs no training")
-
-
-def print_row(row, epochs):
-    val = f"  val {row['val_loss']:.4f} {row['val_acc']:6.2%}" if "val_acc" in row else ""
-    print(f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  size {row['size']}  "
-          f"lr {row['lr']:.2e}  train {row['train_loss']:.4f} {row['train_acc']:6.2%}{val}  "
-          f"{row['seconds']:.1f} s")
+    print(f"{count:,} parameters, {args.epochs} epochs of {parts.steps} steps, {parts.flop:.1e} "
+          f"operations, {machine(parts)}", flush=True)
+    if parts.device.type == "cpu" and parts.flop > 1e16:    # two cores do 1e15 in an hour
+        print("that is for a GPU: without one, --recipe quick takes an hour or two, and\n"
+              "python predict.py --ckpt weights/quick.pt needs no training", flush=True)
 
 
 def draw_curves(history):
@@ -333,16 +295,14 @@ def report(out, parts, args, history):
     model.to(parts.device, memory_format=memory_format(parts.device))
     images, labels = load_data(args.data, train=False)
     test_acc = accuracy(predict(model, images, parts.dtype).cpu(), labels)
-    best, count = checkpoint["row"], sum(p.numel() for p in model.parameters())
-    total, seconds = (sum(row[name] for row in history) for name in ("flop", "seconds"))
+    best, seconds = checkpoint["row"], sum(row["seconds"] for row in history)
     result = {"command": args.command, "test_acc": test_acc, "val_acc": best.get("val_acc"),
-              "epoch": best["epoch"], "parameters": count, "flop": total, "seconds": seconds,
-              "machine": machine(parts), "settings": settings(args)}
+              "epoch": best["epoch"], "parameters": sum(p.numel() for p in model.parameters()),
+              "flop": parts.flop, "seconds": seconds, "machine": machine(parts),
+              "settings": settings(args)}
     with whole_file(out / "result.json") as file:
         file.write((json.dumps(result, indent=1) + "\n").encode())
-    val = f", {best['val_acc']:.2%} on the validation set" if "val_acc" in best else ""
-    print(f"\ntest accuracy {test_acc:.2%}{val}, epoch {best['epoch']} of {args.epochs}")
-    print(f"{count:,} parameters, {total:.1e} operations, {seconds / 60:.1f} minutes")
+    print(f"test accuracy {test_acc:.2%} in epoch {best['epoch']}, {seconds / 60:.1f} minutes")
     command = ["python", "predict.py", "--ckpt", str(out / "best.pt"), "--data", args.data]
     print(f"next: {shlex.join(command)}")
 
@@ -360,16 +320,17 @@ RECIPES = {         # flags; those that are typed beside --recipe come after the
 
 def parse_args(argv=None):
     argv = sys.argv[1:] if argv is None else argv
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--recipe", choices=RECIPES, default="paper", help="flags to start from")
+    args, typed = first.parse_known_args(argv)
     lines = [f"  --recipe {name}: {flags or 'as below'}" for name, flags in RECIPES.items()]
-    parser = argparse.ArgumentParser(description="\n".join([__doc__, *lines]),
+    parser = argparse.ArgumentParser(description="\n".join([__doc__, *lines]), parents=[first],
                                      formatter_class=Help, allow_abbrev=False)
     parser.set_defaults(command=shlex.join(["python", "train.py", *argv]))
-    parser.add_argument("--recipe", choices=RECIPES, default="paper", help="flags to start from")
     add_run_flags(parser.add_argument_group("run").add_argument)
     add_network_flags(parser.add_argument_group("network").add_argument)
     add_recipe_flags(parser.add_argument_group("recipe").add_argument)
-    recipe = shlex.split(RECIPES[parser.parse_args(argv).recipe])       # what was typed comes later
-    return parser.parse_args([*recipe, *argv])
+    return parser.parse_args([*shlex.split(RECIPES[args.recipe]), *typed], args)
 
 
 def add_run_flags(flag):
