@@ -1,6 +1,6 @@
 """Draw the pictures of the READMEs into results/pictures.
 
-    python results/pictures.py          # architecture.png: the paper's figure 1; claims.png: its claims, measured
+    python results/pictures.py      # architecture.png, the paper's figure 1; claims.png
 """
 from pathlib import Path
 
@@ -9,6 +9,8 @@ from matplotlib.patches import Rectangle
 
 from tables import CLAIMS, difference, load_runs        # first: it finds the main scripts
 from model import ResNet, layer_table, save_figure, start
+
+MIDDLE = {"ha": "center", "va": "center", "fontsize": 9}
 
 
 def draw_architecture(model):
@@ -19,12 +21,12 @@ def draw_architecture(model):
     for i, (name, shape, count, _) in enumerate(rows):
         height = shape[1] / 32 if len(shape) == 3 else 0.12
         corner = (i - 0.35, -height / 2)
-        axes.add_patch(Rectangle(corner, 0.7, height, facecolor=f"C{i}", alpha=0.35, edgecolor="black"))
-        axes.text(i, -0.72, f"{name}\n{' x '.join(map(str, shape))}\n{count:,}", ha="center", va="center", fontsize=9)
+        axes.add_patch(Rectangle(corner, 0.7, height, facecolor=f"C{i}", alpha=0.35, edgecolor="k"))
+        axes.text(i, -0.72, f"{name}\n{' x '.join(map(str, shape))}\n{count:,}", **MIDDLE)
         if i:
             axes.annotate("", (i - 0.36, 0), (i - 0.64, 0), arrowprops={"arrowstyle": "->"})
         if name.startswith("stage"):
-            axes.text(i, 0, f"{model.config['blocks'][int(name[-1]) - 1]} blocks", ha="center", va="center", fontsize=9)
+            axes.text(i, 0, f"{model.config['blocks'][int(name[-1]) - 1]} blocks", **MIDDLE)
             axes.annotate("", (i + 0.3, height / 2), (i - 0.3, height / 2),
                           arrowprops={"arrowstyle": "->", "connectionstyle": "arc3,rad=-0.5"})
     title = f"blocks {model.config['blocks']}, {sum(row[2] for row in rows):,} parameters"
@@ -38,11 +40,11 @@ def draw_claims(runs):
     figure = Figure(figsize=(9, 4), layout="constrained")
     axes = figure.subplots()
     parts = [(question, name) for question, _, name, baseline in CLAIMS if baseline == "recipe"]
-    for shift, regime, label in ((-0.2, "all", "(a) all images, 5 epochs"), (0.2, "tenth", "(b) a tenth, 50 epochs")):
-        found = {y + shift: difference(runs[f"claims/{regime}"], name, "recipe") for y, (_, name) in enumerate(parts)}
-        found = {y: pair for y, pair in found.items() if pair}
-        axes.barh(list(found), [gain for gain, _ in found.values()], 0.38,
-                  xerr=[2 * error for _, error in found.values()], label=label)
+    regimes = (("all", "(a) all images, 5 epochs"), ("tenth", "(b) a tenth, 50 epochs"))
+    for i, (regime, label) in enumerate(regimes):
+        gains, errors = zip(*(difference(runs[f"claims/{regime}"], n, "recipe") for _, n in parts))
+        axes.barh([y - 0.2 + 0.4 * i for y in range(len(parts))], gains, 0.38,
+                  xerr=[2 * error for error in errors], label=label)
     axes.set_yticks(range(len(parts)), [question for question, _ in parts])
     axes.invert_yaxis()
     axes.axvline(0, color="black", linewidth=0.8)

@@ -1,8 +1,7 @@
-"""How a trained network does on worse images: the test set under noise, blur, JPEG and other brightness.
+"""The test accuracy of a trained network on worse images: noise, blur, JPEG, other brightness.
 
-    python results/robustness.py --ckpt weights/quick.pt        # writes results/robustness/quick.csv
+    python results/robustness.py --ckpt weights/quick.pt
 """
-import argparse
 import sys
 from pathlib import Path
 
@@ -12,8 +11,8 @@ from torchvision.transforms.v2 import functional as TF
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data import load_data
-from model import Help, load_checkpoint, memory_format, pick_device, pick_dtype, start, whole_file
-from predict import accuracy, predict
+from model import load_checkpoint, memory_format, pick_device, pick_dtype, start
+from predict import accuracy, parse_args, predict
 
 
 def noisy(images, sigma):
@@ -31,28 +30,16 @@ DAMAGES = {         # kind: (function of images and strength, strengths)
 }
 
 
-def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
-    parser.add_argument("--ckpt", required=True, metavar="PT", help="a checkpoint of train.py")
-    parser.add_argument("--data", default="data", help='folder of CIFAR-10, or "fake"')
-    return parser.parse_args(argv)
-
-
 def main(argv=None):
     args, device = parse_args(argv), pick_device()
     model, _ = load_checkpoint(args.ckpt)
     model.to(device, memory_format=memory_format(device))
     images, labels = load_data(args.data, train=False)
-    lines = ["images,test_acc"]
     for kind, (damage, strengths) in DAMAGES.items():
         for strength in strengths:
             torch.manual_seed(0)
-            right = accuracy(predict(model, damage(images, strength), pick_dtype(device)).cpu(), labels)
-            name = f"{kind} {strength}".strip()
-            lines.append(f'"{name}",{right}')
-            print(f"{name:<30}{right:>8.2%}")
-    with whole_file(Path(__file__).with_name("robustness") / f"{Path(args.ckpt).stem}.csv") as file:
-        file.write(("\n".join(lines) + "\n").encode())
+            logits = predict(model, damage(images, strength), pick_dtype(device)).cpu()
+            print(f"{kind} {strength}".ljust(30), f"{accuracy(logits, labels):.1%}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,36 +1,29 @@
 """Run a list of trainings, several side by side, and keep a row for each in results/runs.csv.
 
-    python results/run.py claims                    # what the paper claims, on two cores: about six hours
-    python results/run.py gpu-paper --jobs 3        # the paper's own training, three seeds on one GPU
-    python results/run.py --list                    # every command of every list
+    python results/run.py claims                    # what the paper claims; on two cores, six hours
+    python results/run.py gpu-paper --jobs 3        # the paper's training, three seeds on one GPU
+    python results/run.py claims --list             # prints the commands
 
-What is done is skipped and what was interrupted is resumed, so the same command can be typed until nothing is
-left. Each run has a folder results/LIST/NAME.
+Other flags, such as --data DIR, go to every run. What is done is skipped and what was interrupted
+is resumed, so the same command can be typed until nothing is left. Each run has a folder
+results/LIST/NAME.
 """
 import argparse
-import codecs
 import csv
+import io
 import json
 import os
 import shlex
 import subprocess
 import sys
-import time
-from datetime import timedelta
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
-import torch
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import train
 from data import PAPER
-from model import Help, ResNet, flop_per_image, number, start, whole_file
-
-ROOT = Path(train.__file__).parent
-COLUMNS = ["list", "name", "command", "seed", "machine", "minutes", "flop", "parameters", "epoch", "epochs",
-           "train_acc", "val_acc", "test_acc"]
+from model import Help, number, start, whole_file
 
 
 def each(flags, names, seeds=1):
@@ -39,145 +32,130 @@ def each(flags, names, seeds=1):
             for name, own in names.items() for seed in range(seeds)}
 
 
-# Two of equal cost: every image five times; a tenth of them fifty times, so that even a small network can overfit.
+# Of equal cost: every image five times; a tenth of them fifty times, so that much is overfitted.
 REGIMES = {"all": "--epochs 5", "tenth": "--epochs 50 --train-size 4500"}
 SMALL = "--blocks 1 1 1 --widths 16 32 64 --lr 3e-3"
 REGULARISATION = {
     "recipe": "", "no-smoothing": "--label-smoothing 0",
     **{f"no-{part}": f"--augment {' '.join(name for name in PAPER if name != part)}"
        for part in ("autoaugment", "erasing", "rotation", "jitter")},
-    "crop-and-flip": "--augment crop flip", "nothing": "--augment --label-smoothing 0", "single-draws": "--group 1",
-}
+    "crop-and-flip": "--augment crop flip", "nothing": "--augment --label-smoothing 0",
+    "single-draws": "--group 1"}
 SHAPES = {
-    "skips-12": "--blocks 4 5 3 --widths 8 16 32", "plain-12": "--plain --blocks 4 5 3 --widths 8 16 32",
-    "skips-27": "--blocks 9 9 9 --widths 5 10 20", "plain-27": "--plain --blocks 9 9 9 --widths 5 10 20",
-    "wide-early": "--widths 32 32 64", "deep-equal-size": "--blocks 4 4 4 --widths 8 16 32",
+    "skips-12": "--blocks 4 5 3 --widths 8 16 32",
+    "plain-12": "--plain --blocks 4 5 3 --widths 8 16 32",
+    "skips-27": "--blocks 9 9 9 --widths 5 10 20",
+    "plain-27": "--plain --blocks 9 9 9 --widths 5 10 20",
+    "wide-early": "--widths 32 32 64",
+    "deep-equal-size": "--blocks 4 4 4 --widths 8 16 32",
     "deep-equal-work": "--blocks 4 4 4 --widths 11 22 44",
-    **{f"decay-{wd}": f"--lr 1e-4 --weight-decay {wd}" for wd in ("0.01", "0.1", "1", "3")},
-}
-HALF = "--epochs 30"            # the ablations of the full size: equal epochs within a comparison
-# The quick recipe's values, to be chosen by validation accuracy: with a seventh of its arithmetic, then with all.
-SCREEN = ("--blocks 1 1 1 --widths 32 128 256 --epochs 6 --sizes 20 24 32 --lr 1e-2 --weight-decay 0.1 --warmup 1.2 "
-          "--ema 0.98 --augment reflect flip")
+    **{f"decay-{wd}": f"--lr 1e-4 --weight-decay {wd}" for wd in ("0.01", "0.1", "1", "3")}}
+# What was compared for the quick recipe: with a seventh of its arithmetic, and at full length.
+SCREEN = ("--blocks 1 1 1 --widths 32 128 256 --epochs 6 --sizes 20 24 32 --lr 1e-2 "
+          "--weight-decay 0.1 --warmup 1.2 --ema 0.98 --augment reflect flip --whiten")
 SCREENED = {
     "base": "", "black-border": "--augment crop flip",
-    "black-border-decay-0.2": "--augment crop flip --weight-decay 0.2", "smoothing-0.2": "--label-smoothing 0.2",
-    "lr-2e-2": "--lr 2e-2", "lr-5e-3": "--lr 5e-3", "batch-64": "--batch-size 64",
-}
-FULL = ("--blocks 1 2 2 --widths 32 96 192 --whiten --epochs 34 --sizes 20 24 32 --lr 1e-2 --weight-decay 0.1 "
-        "--warmup 3 --ema 0.98 --augment reflect flip --cutmix 0.3 --refine 0.15")
+    "black-border-decay-0.2": "--augment crop flip --weight-decay 0.2",
+    "smoothing-0.2": "--label-smoothing 0.2", "lr-2e-2": "--lr 2e-2", "lr-5e-3": "--lr 5e-3",
+    "batch-64": "--batch-size 64"}
 TRIED = {
-    "batch-64": "--batch-size 64", "lr-2e-2": "--lr 2e-2", "smoothing-0.2": "--label-smoothing 0.2",
-    "no-cutmix": "--cutmix 0", "cutmix-0.5": "--cutmix 0.5", "unrefined": "--refine 0", "no-ema": "--ema 0",
-    "full-size": "--sizes 32 --epochs 22", "sizes-24-32": "--sizes 24 32 --epochs 28",
-    "sizes-16-24-32": "--sizes 16 24 32 --epochs 37", "1-1-1": "--blocks 1 1 1 --widths 32 128 256 --epochs 44",
-    "1-3-3": "--blocks 1 3 3 --widths 32 80 160 --epochs 31", "2-2-2": "--blocks 2 2 2 --widths 32 64 128 --epochs 52",
-    "wide": "--widths 32 128 256 --epochs 20", "1000-held-out": "--val-size 1000 --epochs 31",
-    "wide-erasing": "--widths 32 128 256 --epochs 20 --warmup 2 --augment reflect flip erasing --cutmix 0 --refine 0",
-}
+    "batch-64": "--batch-size 64", "unrefined": "--refine 0", "cutmix-0.5": "--cutmix 0.5",
+    "no-cutmix": "--cutmix 0", "no-ema": "--ema 0", "full-size": "--sizes 32 --epochs 22",
+    "wide-erasing": "--widths 32 128 256 --epochs 20 --warmup 2 --augment reflect flip erasing "
+                    "--cutmix 0 --refine 0"}
+TRIPLE = "--widths 32 128 256 --epochs 57 --cutmix 0.5 --val-size 1000"     # to be shipped
+FAST = "--recipe quick --cutmix 0 --refine 0 --blocks 2 2 2 --widths 64 128 256 --batch-size 512"
 LISTS = {
-    "screen": each(f"{SCREEN} --whiten", SCREENED) | each(SCREEN, {"no-whitening": ""}),
-    "claims": {f"{regime}/{name}": f"{SMALL} {length} {flags}" for regime, length in REGIMES.items()
+    "screen": each(SCREEN, SCREENED),
+    "tried": each("--recipe quick", TRIED),
+    "claims": {f"{regime}/{name}": f"{SMALL} {length} {flags}"
+               for regime, length in REGIMES.items()
                for name, flags in each("", REGULARISATION | SHAPES, 3).items()},
     "quick": each("--recipe quick", {"quick": ""}, 3) | each("", {
         "paper-values": "--blocks 1 2 2 --widths 32 96 192 --epochs 34"}),
-    # to be shipped: a wider network, more CutMix, 4,000 more images, three times the arithmetic
-    "weights": each("--recipe quick", {"triple": "--widths 32 128 256 --epochs 57 --cutmix 0.5 --val-size 1000"}),
-    "tried": each(FULL, TRIED),
-    "gpu-paper": each("", {"paper": "", "drawn": "--blocks 2 2 2"}, 3) | each("", {"plain": "--plain"}),
+    "weights": each(f"--recipe quick {TRIPLE}", {"triple": "", "mixed": "--refine 0"}),
+    "gpu-paper": each("", {"paper": "", "drawn": "--blocks 2 2 2"}, 3) | each(
+        "", {"plain": "--plain"}),
     "gpu-strong": each("--recipe strong", {"strong": ""}, 3),
     "gpu-long": each("--recipe strong --val-size 0 --epochs 600", {"long": ""}),
-    "gpu-fast": each("--recipe quick --cutmix 0 --refine 0 --blocks 2 2 2 --widths 64 128 256 --batch-size 512",
-                     {f"{n}-epochs": f"--epochs {n}" for n in (10, 15, 30)}, 3),
-    "gpu-claims": each(HALF, REGULARISATION) | each(HALF, {
-        "plain-27": "--plain --blocks 9 9 9 --widths 38 76 152", "skips-27": "--blocks 9 9 9 --widths 38 76 152",
+    "gpu-fast": each(FAST, {f"{n}-epochs": f"--epochs {n}" for n in (10, 15, 30)}, 3),
+    "gpu-claims": each("--epochs 30", REGULARISATION | {
+        "plain-27": "--plain --blocks 9 9 9 --widths 38 76 152",
+        "skips-27": "--blocks 9 9 9 --widths 38 76 152",
         "wide-early": "--blocks 2 2 2 --widths 128 160 320",
         "decay-0.1": "--weight-decay 0.1", "decay-1": "--weight-decay 1"}),
 }
 
 
-def flop_of(flags):
-    args = train.parse_args(shlex.split(flags))
-    with torch.device("meta"):                  # shapes without numbers
-        model = ResNet(args.blocks, args.widths)
-        flop = {size: flop_per_image(model, size) for size in args.sizes}
-    per_image = sum(flop[train.size_in(epoch, args)] for epoch in range(1, args.epochs + 1))
-    return per_image * (args.train_size or 50_000 - args.val_size)
+def train(run, flags):
+    """Train, or resume, what has no result yet; True if it came to its end.
 
-
-def run_one(flags, folder):
-    """Run or resume one training; returns True if it came to its end.
-
-    One thread each, if the environment says nothing else: the number of threads changes the bits, and two jobs
-    of two threads on two cores take three times as long.
+    One thread each, if the environment says nothing else: the number of threads changes the bits,
+    and two jobs of two threads on two cores take three times as long.
     """
+    folder = HERE / run
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "train.py", *shlex.split(flags), "--out", str(folder)]
-    command += ["--resume"] * (folder / "last.pt").exists()
-    with open(folder / "terminal.log", "a") as log:
-        one_thread = {"OMP_NUM_THREADS": "1"} | os.environ
-        return subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, env=one_thread).returncode == 0
+    if not (folder / "result.json").exists():
+        command = [sys.executable, "train.py", *flags, "--out", str(folder)]
+        command += ["--resume"] * (folder / "last.pt").exists()
+        with open(folder / "terminal.log", "a") as log:
+            subprocess.run(command, cwd=HERE.parent, stdout=log, stderr=log,
+                           env={"OMP_NUM_THREADS": "1"} | os.environ)
+    return (folder / "result.json").exists()
 
 
 def read_rows(path):
-    return list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
+    return list(csv.DictReader(path.read_text().splitlines()))
 
 
-def record(out, runs):
-    """Add a row to runs.csv for each of these runs that has ended, in the place of an older one of its name."""
-    rows = {f"{row['list']}/{row['name']}": row for row in read_rows(out / "runs.csv")}
-    for run in runs:
-        if not (out / run / "result.json").exists():
-            continue
-        list_name, name = run.split("/", 1)
-        result = json.loads((out / run / "result.json").read_text())
-        best = read_rows(out / run / "log.csv")[result["epoch"] - 1]
-        rows[run] = result["settings"] | result | {
-            "list": list_name, "name": name, "command": f"python train.py {LISTS[list_name][name]}",
-            "minutes": round(result["seconds"] / 60, 2), "train_acc": round(float(best["train_acc"]), 4)}
-    with whole_file(out / "runs.csv") as file:
-        text = codecs.getwriter("utf-8")(file)
-        writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows[run] for run in sorted(rows))
+def record(list_name, name):
+    """Put the row of a run that has ended into runs.csv, in the place of an older one."""
+    folder, rows = HERE / list_name / name, read_rows(HERE / "runs.csv")
+    result = json.loads((folder / "result.json").read_text())
+    best = read_rows(folder / "log.csv")[result["epoch"] - 1]
+    row = result["settings"] | result | {
+        "list": list_name, "name": name, "command": f"python train.py {LISTS[list_name][name]}",
+        "minutes": round(result["seconds"] / 60, 2),
+        "train_acc": round(float(best["train_acc"]), 4)}
+    rows = [old for old in rows if (old["list"], old["name"]) != (list_name, name)] + [row]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0], extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(sorted(rows, key=lambda row: (row["list"], row["name"])))
+    with whole_file(HERE / "runs.csv") as file:
+        file.write(text.getvalue().encode())
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
-    parser.add_argument("lists", nargs="*", metavar="LIST", help=f"of {' '.join(LISTS)}")
-    parser.add_argument("--jobs", type=number(int, 1), default=2, help="runs side by side, one CPU thread each")
-    parser.add_argument("--only", nargs="*", metavar="NAME", help="only runs with this in their name")
-    parser.add_argument("--flags", default="",
-                        help='for every run: "--data DIR", or "--data fake --epochs 1" to rehearse')
-    parser.add_argument("--out", type=Path, default=ROOT / "results", help="where the folders and runs.csv go")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help, allow_abbrev=False)
+    parser.add_argument("lists", nargs="+", choices=LISTS, metavar="LIST", help=", ".join(LISTS))
+    parser.add_argument("--jobs", type=number(int, 1), default=2, help="runs side by side")
+    parser.add_argument("--only", default="", metavar="NAME", help="runs with this in their name")
     parser.add_argument("--list", action="store_true", help="print the commands, run nothing")
-    return parser.parse_args(argv)
+    args, args.flags = parser.parse_known_args(argv)
+    return args
 
 
 def main(argv=None):
     args = parse_args(argv)
-    if unknown := set(args.lists) - set(LISTS):
-        raise SystemExit(f"error: there is no list {unknown.pop()!r}: take {' '.join(LISTS)}")
-    runs = {f"{list_name}/{name}": f"{flags} {args.flags}".strip() for list_name in args.lists or LISTS
-            for name, flags in LISTS[list_name].items() if not args.only or any(part in name for part in args.only)}
-    if args.list or not args.lists:
-        print("\n".join(f"python train.py {flags} --out results/{run}" for run, flags in runs.items()))
+    runs = [(list_name, name, [*shlex.split(flags), *args.flags]) for list_name in args.lists
+            for name, flags in LISTS[list_name].items() if args.only in name]
+    if args.list:
+        for list_name, name, flags in runs:
+            print("python train.py", *flags, "--out", f"results/{list_name}/{name}")
         return
-    out = args.out.resolve()
-    out.mkdir(parents=True, exist_ok=True)
-    record(out, runs)
-    todo = {run: flop_of(flags) for run, flags in runs.items() if not (out / run / "result.json").exists()}
-    total, done, failed, begin = sum(todo.values()), 0, [], time.perf_counter()
-    print(f"{len(todo)} runs to do, {total:.1e} operations")
+    failed = []
     with ThreadPool(args.jobs) as pool:         # which Ctrl-C leaves without starting the next run
-        for run, ended in pool.imap_unordered(lambda run: (run, run_one(runs[run], out / run)), todo):
-            record(out, [run])
-            done += todo[run]
-            failed += [run] * (not ended)
-            left = timedelta(seconds=round((time.perf_counter() - begin) * (total - done) / done))
-            print(f"{run}: {'done' if ended else 'failed'}; about {left} left")
+        done = pool.imap_unordered(lambda r: (r[0], r[1], train(f"{r[0]}/{r[1]}", r[2])), runs)
+        for i, (list_name, name, ended) in enumerate(done, start=1):
+            run = f"{list_name}/{name}"
+            print(f"{i}/{len(runs)} {run}: {'done' if ended else 'failed'}", flush=True)
+            if ended:
+                record(list_name, name)
+            else:
+                failed.append(run)
     if failed:
-        raise SystemExit(f"error: failed, see terminal.log in their folders: {' '.join(failed)}")
+        raise SystemExit(f"error: failed, see terminal.log in results/: {' '.join(failed)}")
 
 
 if __name__ == "__main__":

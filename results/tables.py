@@ -1,4 +1,4 @@
-"""Write the tables of README.md and results/README.md from results/runs.csv: no number in them is typed by hand.
+"""Write the tables of both READMEs from results/runs.csv: no number in them is typed by hand.
 
     python results/tables.py            # fills what stands between <!-- NAME --> and <!-- /NAME -->
     python results/tables.py --check    # changes nothing; status 1 if a table is out of date
@@ -11,9 +11,9 @@ from collections import defaultdict
 from pathlib import Path
 from statistics import mean, stdev, variance
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).parent))
 
-from run import FULL, REGIMES, ROOT, SCREEN, read_rows                     # first: it finds the main scripts
+from run import HERE, REGIMES, SCREEN, read_rows            # first: it finds the main scripts
 from model import Help, start, whole_file
 
 # question, the paper's words, run, the run that it is compared with
@@ -42,9 +42,9 @@ CLAIMS = [
 
 
 def load_runs():
-    """{list: {name without -sSEED: rows of its seeds}} of runs.csv, where claims/all and claims/tenth are two lists."""
+    """{list: {name without -sSEED: its rows}}; claims/all and claims/tenth are two lists."""
     runs = defaultdict(lambda: defaultdict(list))
-    for row in read_rows(ROOT / "results/runs.csv"):
+    for row in read_rows(HERE / "runs.csv"):
         list_name, name = f"{row['list']}/{row['name']}".rsplit("/", 1)
         runs[list_name][name.rpartition("-s")[0]].append(row)
     return runs
@@ -69,10 +69,10 @@ def first_row(name):
 
 
 def difference(runs, name, baseline):
-    """(difference of the means, its standard error), or None where one cannot be told.
+    """(difference of the means in points, its standard error), or None where one cannot be told.
 
-    The error follows from the noise from seed to seed, pooled over the runs with the same first row: three
-    seeds are 4 to 11 points apart without skips, one or two in the recipe.
+    The error follows from the noise from seed to seed, pooled over the runs with the same first
+    row: three seeds are 4 to 11 points apart without skips, one or two in the recipe.
     """
     a, b = accuracies(runs[name]), accuracies(runs[baseline])
     spreads = [variance(accuracies(rows)) for run, rows in runs.items()
@@ -83,9 +83,7 @@ def difference(runs, name, baseline):
 
 
 def compared(runs, name, baseline):
-    """(test accuracy and its difference to another run, ± twice the standard error; verdict: does it exceed that?)."""
-    if not runs[name]:
-        return "open", "-"
+    """(test accuracy and its difference ± twice the standard error; does it exceed that?)."""
     text, found = f"{mean(accuracies(runs[name])):.1f}", difference(runs, name, baseline)
     if not found:
         return text, "-"
@@ -95,13 +93,15 @@ def compared(runs, name, baseline):
 
 
 def table(head, rows):
-    return "\n".join("|" + "|".join(map(str, line)) + "|" for line in [head, ["---"] * len(head), *rows])
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("|" + "|".join(map(str, line)) + "|" for line in lines)
 
 
 def claims(runs):
     rows = []
     for question, paper, name, baseline in CLAIMS:
-        (a, of_a), (b, of_b) = (compared(runs[f"claims/{regime}"], name, baseline) for regime in REGIMES)
+        (a, of_a), (b, of_b) = (compared(runs[f"claims/{regime}"], name, baseline)
+                                for regime in REGIMES)
         verdict = of_a if of_a == of_b else f"(a) {of_a}, (b) {of_b}"
         if paper != "-":
             claimed = "better" if paper == "better" else "worse"
@@ -111,77 +111,72 @@ def claims(runs):
     return table(["question", "the paper", "(a) test %", "(b) test %", "verdict", "`--only`"], rows)
 
 
-RECIPES = {"gpu-long": "strong, all 50,000 images, 600 epochs", "gpu-strong": "strong", "gpu-paper": "paper",
-           "weights": "quick, three times the arithmetic", "quick": "quick", "gpu-fast": "quick, shortened",
-           "gpu-claims": "paper, 30 epochs"}
+RECIPES = {"gpu-long": "strong, all 50,000 images, 600 epochs", "gpu-strong": "strong",
+           "gpu-paper": "paper", "gpu-claims": "paper, 30 epochs", "gpu-fast": "quick, shortened",
+           "weights": "quick, three times the arithmetic", "quick": "quick"}
 
 
 def reached(runs):
-    """[(mean test accuracy, recipe, rows of its seeds)] of what was run at full length, best first."""
+    """[(mean test accuracy, recipe, rows of its seeds)] of what ran at full length, best first."""
     found = [(mean(accuracies(rows)), f"{title}: `{name}`", rows)
              for list_name, title in RECIPES.items() for name, rows in runs[list_name].items()]
     return sorted(found, reverse=True, key=lambda recipe: recipe[0])
 
 
 def recipes(runs):
-    return table(["recipe", "parameters", "test %", "validation %", "seeds", "operations", "minutes", "measured on"], [
-        [title, f"{int(rows[0]['parameters']):,}", percent(accuracies(rows)), percent(accuracies(rows, "val_acc")),
-         len(rows), f"{float(rows[0]['flop']):.1e}", ", ".join(f"{float(row['minutes']):.3g}" for row in rows),
-         "; ".join(dict.fromkeys(row["machine"] for row in rows))] for _, title, rows in reached(runs)])
+    head = ["recipe", "parameters", "test %", "validation %", "seeds", "operations", "minutes",
+            "measured on"]
+    return table(head, [
+        [title, f"{int(rows[0]['parameters']):,}", percent(accuracies(rows)),
+         percent(accuracies(rows, "val_acc")), len(rows), f"{float(rows[0]['flop']):.1e}",
+         ", ".join(f"{float(row['minutes']):.3g}" for row in rows),
+         "; ".join(dict.fromkeys(row["machine"] for row in rows))]
+        for _, title, rows in reached(runs)])
 
 
 def headline(runs):
     """The first screen's numbers: the best that was measured, and what the quick recipe reaches."""
     lines, (best, *others) = [], reached(runs)
-    for test, _, rows in [best, *(found for found in others if found[2] is runs["quick"]["quick"])]:
+    for test, _, rows in [best, *(o for o in others if o[2] is runs["quick"]["quick"])]:
         seeds = f"mean of {len(rows)} seeds" if len(rows) > 1 else "one seed"
         fastest = min(rows, key=lambda row: float(row["minutes"]))
-        command = fastest["command"].partition(" --seed")[0]
-        lines.append(f"- **{test:.1f}% on the test set** ({seeds}): {int(fastest['parameters']):,} parameters, "
-                     f"{float(fastest['minutes']):.0f} minutes on {fastest['machine'].rpartition(', torch')[0]}: `{command}`")
-    return "\n".join([*lines, "", "The paper claims 93 to 94% for its own recipe."])
+        command, machine = (fastest[name] for name in ("command", "machine"))
+        lines.append(f"- **{test:.1f}% on the test set** ({seeds}): "
+                     f"{int(fastest['parameters']):,} parameters, "
+                     f"{float(fastest['minutes']):.0f} minutes on "
+                     f"{machine.rpartition(', torch')[0]}: `{command.partition(' --seed')[0]}`")
+    return "\n".join(lines)
 
 
 def screening(runs):
     """Validation accuracy of everything that was tried for the quick recipe, best first."""
-    rows = [row for name in ("screen", "tried") for seeds in runs[name].values() for row in seeds]
+    own = {"screen": SCREEN, "tried": "--recipe quick"}
+    rows = [row for name in own for seeds in runs[name].values() for row in seeds]
     rows.sort(key=lambda row: -float(row["val_acc"]))
-    own = {"screen": SCREEN, "tried": FULL}
     return table(["list", "flags beside the list's own", "validation", "operations"], [
         [row["list"], f"`{row['command'].partition(own[row['list']])[2].strip()}`",
          f"{float(row['val_acc']):.2%}", f"{float(row['flop']):.1e}"] for row in rows])
 
 
-def robustness(_):
-    paths = sorted((ROOT / "results/robustness").glob("*.csv"))
-    return table(["images", *(path.stem for path in paths)], [
-        [rows[0]["images"], *(f"{float(row['test_acc']):.1%}" for row in rows)]
-        for rows in zip(*map(read_rows, paths), strict=True)])
-
-
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
-    parser.add_argument("--check", action="store_true", help="change nothing; status 1 if a table is out of date")
+    parser.add_argument("--check", action="store_true", help="change nothing, only compare")
     return parser.parse_args(argv)
 
 
 def main(argv=None):
     args, runs = parse_args(argv), load_runs()
-    parts = {function.__name__: function(runs) for function in (headline, claims, recipes, screening, robustness)}
-    for path in (ROOT / "results").glob("*.txt"):       # what a command printed stands there as it is
+    parts = {part.__name__: part(runs) for part in (headline, claims, recipes, screening)}
+    for path in HERE.glob("*.txt"):             # what a command printed stands there as it is
         parts[path.stem] = f"```\n{path.read_text().strip()}\n```"
-    changed = []
-    for name in ("README.md", "results/README.md"):
-        old = (ROOT / name).read_text()
-        new = re.sub(r"(?s)(<!-- ([\w-]+) -->\n).*?(?=<!-- /\2 -->)", lambda m: f"{m[1]}{parts[m[2]]}\n", old)
-        if new != old:
-            changed.append(name)
-            if not args.check:
-                with whole_file(ROOT / name) as file:
-                    file.write(new.encode())
-    if args.check and changed:
-        raise SystemExit(f"error: out of date: {', '.join(changed)}; python results/tables.py writes its tables anew")
-    print(f"written: {', '.join(changed)}" if changed else "every table is up to date")
+    for path in (HERE.parent / "README.md", HERE / "README.md"):
+        old = path.read_text()
+        new = re.sub(r"(?s)(<!-- ([\w-]+) -->\n).*?(?=<!-- /\2 -->)",
+                     lambda m: f"{m[1]}{parts[m[2]]}\n", old)
+        if args.check and new != old:
+            raise SystemExit(f"error: {path.name} is out of date: python results/tables.py")
+        with whole_file(path) as file:
+            file.write(new.encode())
 
 
 if __name__ == "__main__":
