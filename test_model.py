@@ -20,7 +20,6 @@ import shutil
 import signal
 import sys
 import time
-import types
 import zipfile
 from pathlib import Path
 
@@ -42,7 +41,6 @@ TINY = ("--data fake --device cpu --blocks 1 1 1 --widths 2 4 4 --lr 1e-2 --batc
 FULL = ("--train-size 2400 --val-size 500 --batch-size 50 --widths 8 16 16 --whiten --ema 0.5 --cutmix 0.5 --warmup 1 "
         "--dropout 0.1 --epochs 3 --sizes 24 32 32 --refine 0.3")
 FLAGS = "--epochs 3 --ema 0.9 --dropout 0.2 --cutmix 0.5"
-RUN = [*TINY, *FLAGS.split()]
 needs_cifar10 = pytest.mark.skipif("CIFAR10" not in os.environ, reason="set CIFAR10=DIR to test on the real data")
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -531,28 +529,13 @@ def test_a_kill_between_two_files_of_an_epoch_can_be_resumed(uninterrupted, tmp_
     assert_same_run(tmp_path, uninterrupted)
 
 
-def fork(argv):
-    """A training process of its own, forked so that it need not import torch again."""
-    def quiet_main():
-        sys.stdout = open(os.devnull, "w")
-        train.main(argv)
-    process = multiprocessing.get_context("fork").Process(target=quiet_main)
-    process.start()
-    return process
-
-
-def wait_for_write(folder, alive):
-    """Return at the moment when a file is being written in the folder, or the process has ended."""
-    while alive() and not (folder.is_dir() and any(name.endswith(".part") for name in os.listdir(folder))):
-        pass
-
-
 def test_a_run_that_is_killed_in_a_write_ends_with_the_same_bits(uninterrupted, tmp_path):
-    """benchmarks/soak.py kills 200 times, at random moments, too."""
-    process = fork([*RUN, "--out", str(tmp_path)])
+    process = multiprocessing.get_context("fork").Process(target=run, args=(tmp_path, FLAGS))   # imports nothing again
+    process.start()
     while process.is_alive() and not (tmp_path / "log.csv").exists():
         time.sleep(0.01)                                                # until an epoch is whole
-    wait_for_write(tmp_path, process.is_alive)
+    while process.is_alive() and not list(tmp_path.glob("*.part")):
+        pass                                                            # until a file is being written
     process.kill()
     process.join()
     assert process.exitcode == -signal.SIGKILL
