@@ -232,8 +232,8 @@ def restore(path, parts, args):
     saved = checkpoint.get("settings", {})          # best.pt has none
     for name, value in settings(args).items():
         if saved.get(name) != value:
-            raise SystemExit(f"error: {str(path)!r} is of a run with {name} = {saved.get(name)}, not"
-                             f" {value}: resume with that run's flags, or start anew with --out")
+            raise SystemExit(f"error: {str(path)!r} is of a run with {name} = {saved.get(name)}, "
+                             f"not {value}: resume with that run's flags, or start anew with --out")
     for name, state in checkpoint["states"].items():
         if state:           # a scaler that is off saves {}, which one that is on refuses
             getattr(parts, name).load_state_dict(state)
