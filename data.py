@@ -20,8 +20,8 @@ from torchvision.utils import make_grid
 from model import CLASSES, Help, number, save_figure, start
 
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-# Of all 50,000 training images. The 0.2023, 0.1994, 0.2010 often seen as std are the mean of each
-# image's own std.
+# Of all 50,000 training images. The std 0.2023, 0.1994, 0.2010 that is often seen is the average of
+# the images' own.
 MEAN, STD = [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]
 PAPER = ["rotation", "flip", "crop", "jitter", "autoaugment", "erasing"]     # in the paper's order
 MIRRORS = [         # the same bytes; the original gives 55 kB/s (pytorch/vision #9536)
@@ -51,7 +51,7 @@ def augmentation(names=PAPER, size=32):
         "flip": v2.RandomHorizontalFlip(),
         "crop": v2.RandomCrop(32, padding=4),       # the margin is black: -2 after normalise()
         "reflect": v2.RandomCrop(32, padding=4, padding_mode="reflect"),
-        "jitter": v2.ColorJitter(0.2, 0.2, 0.2),    # the paper names no strength; hue costs double
+        "jitter": v2.ColorJitter(0.2, 0.2, 0.2),    # strength: ours; hue doubles the time
         "autoaugment": v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10),
         "trivial": v2.TrivialAugmentWide(),
         "erasing": v2.RandomErasing(p=0.2),
@@ -74,7 +74,7 @@ def augment(images, transform, group):
     """
     order = torch.randperm(len(images), device=images.device)
     versions = torch.cat([transform(images[index]) for index in order.split(group)])
-    return versions[order.argsort()]        # the inverse of order: as images and labels stand
+    return versions[order.argsort()]    # undo the shuffle, so that images still match labels
 
 
 def split(labels, val_size, train_size, seed):
@@ -84,10 +84,10 @@ def split(labels, val_size, train_size, seed):
     """
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     of_class = [order[labels[order] == c] for c in range(CLASSES)]
-    held_out = val_size // CLASSES
-    end = None if train_size is None else held_out + train_size // CLASSES
-    return (torch.cat([indices[held_out:end] for indices in of_class]).sort().values,
-            torch.cat([indices[:held_out] for indices in of_class]).sort().values)
+    val = val_size // CLASSES                                               # per class
+    end = None if train_size is None else val + train_size // CLASSES
+    return (torch.cat([indices[val:end] for indices in of_class]).sort().values,
+            torch.cat([indices[:val] for indices in of_class]).sort().values)
 
 
 # ---- where the images come from --------------------------------------------------------------

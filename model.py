@@ -5,8 +5,8 @@
     python model.py --blocks 1 1 1 --widths 16 32 64    # small: minutes on two CPU cores
 
 Sources: paper sections 1.4 and 2.1; He et al., Deep Residual Learning (arXiv:1512.03385), whose
-"option B" is the 1x1 convolution where the shape changes. Below the network: its checkpoint, the
-choice of device and precision, and how each of the four scripts starts.
+"option B" is the shortcut of Block. Below the network: its checkpoint, the choice of device and
+precision, and how each of the four scripts starts.
 """
 import argparse
 import io
@@ -26,7 +26,7 @@ MAX_CHECKPOINT = 200_000_000    # bytes; last.pt of the 4.99M network has 80 MB 
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions, each with batch norm and ReLU, and a skip around both (section 2.1).
+    """Two 3x3 convolutions with batch norm, and a skip around both (section 2.1).
 
     In: (B, in_channels, H, W). Out: (B, out_channels, H / stride, W / stride), rounded up.
     residual=False leaves the skip out: the paper's baseline (section 3.2).
@@ -50,7 +50,7 @@ class Block(nn.Module):
         out = self.bn2(self.conv2(out))
         if self.residual:
             # Every second pixel, then stride 1: a 1x1 filter sees one pixel, so this is the same as
-            # stride 2, which on AVX2 gets wrong gradients or crashes (uxlfoundation/oneDNN #6035).
+            # stride 2, where AVX2 gets narrow layers wrong or crashes (uxlfoundation/oneDNN #6035).
             out = out + self.shortcut(x[:, :, ::self.stride, ::self.stride])
         return F.relu(out)
 
@@ -77,8 +77,8 @@ class ResNet(nn.Module):
             channels = width
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(channels, CLASSES)
-        # The initial weights are PyTorch's: uniform, variance 1 / (3 * inputs). Before batch norm
-        # their scale does not change the outputs, only how far a step turns the weights.
+        # All start with PyTorch's random weights: uniform, variance 1 / (3 * inputs). In front of a
+        # batch norm their scale changes no output, only how far a step turns them.
 
     def forward(self, x):                          # (B, 3, 32, 32)
         x = self.stem(x)                           # (B, 64, 32, 32)
@@ -91,14 +91,14 @@ class ResNet(nn.Module):
         """Set the stem's filters to the whitening directions of 2x2 patches, and freeze them.
 
         Neighbouring pixels are nearly equal, so what tells patches apart is faint and learned late.
-        These filters give each direction variance 1 from the start (arXiv:2404.00498, section 3.2),
+        These filters have uncorrelated outputs of equal variance (arXiv:2404.00498, section 3.2),
         with plus and minus, because ReLU keeps one side. Filters beyond 24 stay random, frozen too.
         images: float (N, 3, H, W), normalised.
         """
         weight = self.stem[0].weight                                        # (64, 3, 3, 3)
         patches = F.unfold(images, 2).transpose(1, 2).reshape(-1, 12)       # (N * 961, 12)
         variances, directions = torch.linalg.eigh(patches.T @ patches / len(patches))
-        filters = directions / (variances + 5e-4).sqrt()    # 5e-4: the faintest are mostly noise
+        filters = directions / (variances + 5e-4).sqrt()    # the batch norm would do this, too
         filters = filters.T.flip(0)                                         # largest variance first
         filters = F.pad(filters.view(12, 3, 2, 2), (0, 1, 0, 1))            # (12, 3, 3, 3)
         half = min(12, len(weight) // 2)
@@ -107,7 +107,7 @@ class ResNet(nn.Module):
 
 
 def make_network(*shape, **config):
-    """ResNet(...), or SystemExit, before its weights take memory, if it is over the budget."""
+    """ResNet(...). SystemExit if it is over the budget, before its weights take memory."""
     with torch.device("meta"):                      # shapes without numbers
         count = sum(p.numel() for p in ResNet(*shape, **config).parameters())
     if count >= BUDGET:
@@ -130,20 +130,14 @@ def layer_table(model, size=32):
     return rows
 
 
-def flop_per_image(model, size):
-    """Floating-point operations of training on an image: for each multiply-add 2 in the forward
-    pass and 4 in the backward pass, for the gradients of inputs and of weights."""
-    return 6 * sum(multiply_adds for *_, multiply_adds in layer_table(model, size))
-
-
 # ---- its checkpoint --------------------------------------------------------------------------
 @contextmanager
 def whole_file(path):
-    """A buffer to write into. `path` is the whole old file until it is the whole new one: the bytes
-    go into PATH.part, are flushed to the disk, and then take the name in one step."""
+    """A buffer to write into. At any moment `path` is the whole old file or the whole new one: the
+    bytes go into PATH.part, are flushed to the disk, and then take the name in one step."""
     buffer, part = io.BytesIO(), f"{path}.part"
-    yield buffer
-    with open(part, "wb") as file:      # kill -9 from here on, or a full disk, leaves a stray .part
+    yield buffer                        # torch.save into a file makes a full disk a RuntimeError
+    with open(part, "wb") as file:      # kill -9 from here on leaves the old file and a .part
         file.write(buffer.getbuffer())
         file.flush()
         os.fsync(file.fileno())
@@ -163,7 +157,7 @@ def load_checkpoint(path):
     SystemExit if it is missing, damaged, too large, or not a checkpoint of train.py.
     """
     try:
-        with zipfile.ZipFile(path) as archive:      # torch.load looks at neither of these
+        with zipfile.ZipFile(path) as archive:      # torch.load checks neither size nor check sums
             if sum(entry.file_size for entry in archive.infolist()) > MAX_CHECKPOINT:
                 raise ValueError(f"larger than {MAX_CHECKPOINT:,} bytes")
             if archive.testzip():
@@ -172,7 +166,7 @@ def load_checkpoint(path):
         model = make_network(**checkpoint["config"])
         model.load_state_dict(checkpoint["model"])  # strict: every name and shape must fit
     except Exception as error:                      # a damaged file fails in any of a dozen ways
-        raise SystemExit(f"error: {str(path)!r} is no whole checkpoint ({error!r:.300})") from None
+        raise SystemExit(f"error: cannot load checkpoint {str(path)!r} ({error!r:.300})") from None
     return model.eval(), checkpoint
 
 
@@ -184,9 +178,10 @@ def save_figure(figure, path):
 # ---- the machine -----------------------------------------------------------------------------
 def pick_device(name=None):
     """The device called `name`, or else the GPU that torch can use, or else the CPU."""
-    if name is None:        # torch warns here if the NVIDIA driver is too old for it
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-        name = "mps" if torch.backends.mps.is_available() else name
+    if name is None:
+        mps = torch.backends.mps.is_available()
+        # here torch warns if the NVIDIA driver is too old for it
+        name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
     try:
         torch.zeros(1, device=name).cpu()           # fails on "meta", too
     except (RuntimeError, AssertionError):
@@ -202,7 +197,7 @@ def pick_dtype(device, amp="auto"):
     """
     if amp != "auto":
         return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float32}[amp]
-    if device.type == "cuda":       # a T4 says yes unless it is asked without emulation
+    if device.type == "cuda":       # a T4 claims bfloat16, and emulates it slowly
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if native else torch.float16
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

@@ -31,7 +31,7 @@ PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 
 @torch.no_grad()
 def predict(model, images, dtype=torch.float32, tta=False):
-    """Logits (N, 10), float32, of uint8 images (N, 3, 32, 32), on the model's device.
+    """Float32 logits (N, 10), on the model's device, of uint8 images (N, 3, 32, 32).
 
     tta: test-time augmentation, the mean of the logits of each image and of its mirror image.
     """
@@ -48,7 +48,7 @@ def predict(model, images, dtype=torch.float32, tta=False):
 
 
 def accuracy(logits, labels):
-    """Share of right answers over all images, so that a short last batch weighs what it should."""
+    """Share of right answers."""
     return (logits.argmax(1) == labels).sum().item() / len(labels)
 
 
@@ -66,21 +66,19 @@ def main(argv=None):
     else:
         ids, images = read_images(args.input)
     logits = predict(model, images, pick_dtype(device), args.tta).cpu()
-    write_csv(args.out, ids, logits.argmax(1).tolist())
-    print(f"{args.out}: {len(images):,} rows")
+    if len(images) > 1:                 # the competition's format; a single picture is only named
+        text = io.StringIO()
+        rows = zip(ids, logits.argmax(1).tolist(), strict=True)
+        csv.writer(text, lineterminator="\n").writerows([("ID", "Labels"), *rows])
+        with whole_file(args.out) as file:
+            file.write(text.getvalue().encode("utf-8", "backslashreplace"))
+        print(f"{args.out}: {len(images):,} rows")
     if args.input is None:
         show_test(images, logits, labels, names, Path(args.out).parent)
     elif len(images) <= 20:
-        show_images(ids, logits, names)
-
-
-def write_csv(path, ids, labels):
-    """The competition's format: the header ID,Labels, then whole numbers. IDs may be names, too."""
-    text = io.StringIO()
-    rows = [("ID", "Labels"), *zip(ids, labels, strict=True)]
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    with whole_file(path) as file:
-        file.write(text.getvalue().encode("utf-8", "backslashreplace"))
+        for name, shares in zip(ids, logits.softmax(1)):
+            top = zip(*shares.topk(3))          # the three likeliest classes
+            print(f"{name!r:<20}" + "   ".join(f"{names[c]} {share:.0%}" for share, c in top))
 
 
 def parse_args(argv=None):
@@ -96,16 +94,10 @@ def parse_args(argv=None):
 
 
 # ---- what a person sees ------------------------------------------------------------------------
-def show_images(ids, logits, names):
-    """Print the three likeliest classes of each image."""
-    for name, shares in zip(ids, logits.softmax(1)):
-        top = zip(*shares.topk(3))
-        print(f"{name!r:<20}" + "   ".join(f"{names[c]} {share:.0%}" for share, c in top))
-
-
 def show_test(images, logits, labels, names, folder):
     """Print the accuracy of each class; draw confusion.png and mistakes.png."""
-    matrix = confusion_matrix(logits.argmax(1), labels)
+    pairs = torch.bincount(labels * CLASSES + logits.argmax(1), minlength=CLASSES ** 2)
+    matrix = pairs.view(CLASSES, CLASSES)                   # row: true class, column: predicted
     print(f"{'class':<12}{'images':>7}{'right':>8}   most often taken for")
     for c, row in enumerate(matrix):
         most, other = max((count.item(), names[k]) for k, count in enumerate(row) if k != c)
@@ -115,12 +107,6 @@ def show_test(images, logits, labels, names, folder):
     save_figure(draw_confusion(matrix, names, title), folder / "confusion.png")
     save_figure(draw_mistakes(images, logits, labels, names), folder / "mistakes.png")
     print(f"{title}; confusion.png and mistakes.png beside the CSV")
-
-
-def confusion_matrix(predicted, labels):
-    """(10, 10) counts: row = true class, column = predicted class."""
-    pairs = torch.bincount(labels * CLASSES + predicted, minlength=CLASSES ** 2)
-    return pairs.view(CLASSES, CLASSES)
 
 
 def draw_confusion(matrix, names, title):
@@ -161,13 +147,17 @@ def read_images(path):
     path = Path(path)
     try:
         if path.is_dir() or path.suffix.lower() in PICTURES:
-            return read_pictures(path)
-        if not path.is_file() or path.stat().st_size > MAX_IMAGES * 3072 * 1.1:
+            ids, images = read_pictures(path)
+        elif path.is_file() and path.stat().st_size < MAX_IMAGES * 3072 * 1.1:
+            ids, images = read_pickle(path)
+        else:
             raise ValueError(f"no file, or larger than {MAX_IMAGES:,} images")
-        return read_pickle(path)
+        if not len(images) == len(ids) == len({str(i) for i in ids}):
+            raise ValueError(f"{len(images):,} images must have as many different ids")
     except Exception as error:                  # a damaged file fails in any of a dozen ways
         raise SystemExit(f"error: cannot read images from {str(path)!r} ({error!r:.300}): --input "
-                         "takes a .pkl file, a picture, or a folder of pictures") from None
+                         f"takes a .pkl, a folder, or one of {' '.join(PICTURES)}") from None
+    return ids, images
 
 
 def read_pickle(path):
@@ -175,21 +165,23 @@ def read_pickle(path):
     with open(path, "rb") as file:
         content = ArrayUnpickler(file, encoding="bytes").load()
     content = {k.decode() if isinstance(k, bytes) else k: v for k, v in content.items()}
-    images = to_images(to_array(content["data"]))
-    ids = content.get("ids", list(range(len(images))))
+    data = to_array(content["data"])
+    if data.dtype != np.uint8 or data.shape[1:] not in {(32, 32, 3), (3072,)} or len(data) == 0:
+        raise ValueError(f"data is {data.dtype} {data.shape}, not uint8 (N, 32, 32, 3)")
+    if data.ndim == 4:                          # else CIFAR's own rows, already plane by plane
+        data = data.transpose(0, 3, 1, 2)
+    ids = content.get("ids", list(range(len(data))))
     ids = ids if isinstance(ids, list) else to_array(ids).tolist()
-    if not {type(i) for i in ids} <= {int, str} or not len(images) == len(ids) == len(set(ids)):
-        raise ValueError(f"ids must be {len(images):,} different whole numbers or names")
-    return ids, images
+    if not {type(i) for i in ids} <= {int, str}:
+        raise ValueError("ids are neither whole numbers nor names")
+    return ids, torch.from_numpy(np.array(data, order="C")).view(-1, 3, 32, 32)     # a copy
 
 
 class Record:
     """What numpy's names in a pickle become: it keeps what it is given, and does nothing."""
 
-    state = None
-
     def __init__(self, *args):
-        self.args = args
+        self.args, self.state = args, None
 
     def __setstate__(self, state):
         self.state = state
@@ -212,43 +204,33 @@ class ArrayUnpickler(pickle.Unpickler):
 
 
 def to_array(record):
-    """The array that numpy wrote so; frombuffer counts its bytes and makes no Python objects."""
+    """The array of a Record. np.frombuffer counts the bytes, and makes no Python objects."""
+    if not isinstance(record, Record):
+        raise ValueError("data must be a numpy array, ids an array or a list")
     if record.state:
         _, shape, dtype, fortran, raw = record.state
         order, axes = "F" if fortran else "C", None
     else:                                                   # protocol 5; older numpy has no axes
         raw, dtype, shape, order, axes = (*record.args, None)[:5]
-    kind = np.dtype(dtype.args[0]).newbyteorder(">" if dtype.state[1] in (">", b">") else "=")
+    kind = np.dtype(dtype.args[0])                          # such as "u1"; state[1]: byte order
+    kind = kind.newbyteorder(">" if dtype.state[1] in (">", b">") else "=")
     array = np.frombuffer(raw, kind).reshape(shape, order="C" if axes else order)
     return array.transpose(axes) if axes else array
 
 
-def to_images(array):
-    """uint8 (N, 3, 32, 32) from (N, 32, 32, 3), or from CIFAR's own rows (N, 3072)."""
-    if array.dtype != np.uint8 or array.shape[1:] not in {(32, 32, 3), (3072,)}:
-        raise ValueError(f"data is {array.dtype} {array.shape}, not uint8 (N, 32, 32, 3)")
-    if array.ndim == 4:
-        array = array.transpose(0, 3, 1, 2)
-    return torch.from_numpy(np.array(array, order="C")).view(-1, 3, 32, 32)     # a copy
-
-
 def read_pictures(path):
-    """A picture, or all of a folder; the ID is the file's name."""
-    files = [path]
+    """A picture, or all of a folder, resized to 32x32; the ID is the file's name without suffix."""
+    files, images = [path], []
     if path.is_dir():
         files = [f for f in path.iterdir() if f.suffix.lower() in PICTURES and f.name[0] != "."]
         files.sort(key=lambda f: re.sub(r"\d+", lambda n: n[0].zfill(20), f.stem))   # 2 before 10
-    if not files:
+    for file in tqdm(files, "reading", leave=False, delay=2, disable=None):
+        with Image.open(file, formats=["PNG", "JPEG", "BMP", "WEBP"]) as picture:   # EPS runs code
+            upright = ImageOps.exif_transpose(picture).convert("RGB")   # phones store the rotation
+            images.append(TF.pil_to_tensor(upright.resize((32, 32), Image.Resampling.BICUBIC)))
+    if not images:
         raise ValueError("a folder without pictures")
-    reading = tqdm(files, "reading", leave=False, delay=2, disable=None)
-    return [file.stem for file in files], torch.stack([read_picture(file) for file in reading])
-
-
-def read_picture(file):
-    """uint8 (3, 32, 32) of one picture, resized if it has another size."""
-    with Image.open(file, formats=["PNG", "JPEG", "BMP", "WEBP"]) as picture:  # EPS runs programs
-        upright = ImageOps.exif_transpose(picture).convert("RGB")       # phones store the rotation
-        return TF.pil_to_tensor(upright.resize((32, 32), Image.Resampling.BICUBIC))
+    return [file.stem for file in files], torch.stack(images)
 
 
 if __name__ == "__main__":

@@ -29,21 +29,20 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 from data import PAPER, augment, augmentation, load_data, normalise, split
-from model import (CLASSES, Help, add_network_flags, autocast, flop_per_image, load_checkpoint,
-                   make_network, memory_format, number, pick_device, pick_dtype, save_checkpoint,
-                   save_figure, start, whole_file)
+from model import (CLASSES, Help, add_network_flags, autocast, load_checkpoint, make_network,
+                   memory_format, number, pick_device, pick_dtype, save_checkpoint, save_figure,
+                   start, whole_file)
 from predict import accuracy, predict
 
 EMA_EVERY = 8       # steps between two updates of the average of the weights
-SAVE_EVERY = 30     # seconds between two writes of last.pt
 SAVED = ("model", "predictor", "optimizer", "scheduler", "scaler")    # whose states last.pt holds
 
 
 def train_step(parts, x, target, label_smoothing):
     """One step on one batch: forward, loss, backward, update (paper section 2.2).
 
-    parts: what build() makes; x: float32 (B, 3, H, W), normalised; target: int64 (B,), or float32
-    (B, 10) for mixed images.
+    parts: the network, its optimizer and what else trains, see build(); x: float32 (B, 3, H, W),
+    normalised; target: int64 (B,), or float32 (B, 10) for mixed images.
     Returns the loss () and the logits (B, 10). Both stay on the device: to read one here would make
     the CPU wait for it in every step.
     """
@@ -54,7 +53,7 @@ def train_step(parts, x, target, label_smoothing):
         # 0%. Finite logits reach that, so they stop growing once an image is fitted (Szegedy et
         # al., arXiv:1512.00567, the paper's reference 2).
         loss = F.cross_entropy(logits, target, label_smoothing=label_smoothing)
-    parts.scaler.scale(loss).backward()     # up for float16, which rounds small gradients to 0
+    parts.scaler.scale(loss).backward()     # only for float16, whose small gradients become 0
     parts.scaler.step(parts.optimizer)      # AdamW: w -= lr * (mean(g) / rms(g) + decay * w)
     parts.scaler.update()
     parts.scheduler.step()
@@ -73,7 +72,7 @@ def train_epoch(parts, images, labels, args, epoch):
     names = ["reflect", "flip"] if refining else args.augment
     inputs = augment(images, augmentation(names, size_in(epoch, args)), args.group)
     cutmix = v2.RandomApply([v2.CutMix(num_classes=CLASSES)], p=0 if refining else args.cutmix)
-    steps = len(images) // args.batch_size          # no short last batch: its statistics are poor
+    steps = len(images) // args.batch_size      # no short last batch: batch norm is noisy on few
     order = torch.randperm(len(images), device=images.device)[:steps * args.batch_size]
     losses, correct = torch.zeros(2, steps, device=images.device)       # read once, at the end
     parts.model.train()                             # batch norm uses the batch's mean and variance
@@ -86,13 +85,13 @@ def train_epoch(parts, images, labels, args, epoch):
         if args.ema and step % EMA_EVERY == 0:
             update_average(parts, args.ema)
     if not all(x.isfinite().all() for x in [losses, *parts.model.state_dict().values()]):
-        raise SystemExit(f"error: the loss or a weight is not finite in epoch {epoch}: resume with "
-                         "--amp off, or start anew with a lower --lr or a longer --warmup")
+        raise SystemExit(f"error: the loss or a weight is not finite in epoch {epoch}: start anew "
+                         "with a lower --lr or a longer --warmup, or resume with --amp off")
     return {"train_loss": losses.mean().item(), "train_acc": correct.sum().item() / len(order)}
 
 
 def evaluate(parts, images, labels):
-    """{"val_loss", "val_acc"} of what predicts, {} if nothing is held out."""
+    """{"val_loss", "val_acc"} of parts.predictor, {} if nothing is held out."""
     if len(images) == 0:
         return {}
     logits = predict(parts.predictor, images, parts.dtype)                    # (N, 10)
@@ -118,7 +117,10 @@ def main(argv=None):
     if args.resume:
         history = restore(out / "last.pt", parts, args)
         save(out, parts, args, history)         # a kill may have come between two of its files
-    announce(parts, args)
+    count = sum(p.numel() for p in parts.model.parameters())
+    print(f"{count:,} parameters, {args.epochs} epochs of {parts.steps} steps, {machine(parts)}")
+    if device.type == "cpu" and count > 3e6:            # the paper's network: ten minutes an epoch
+        print("many hours without a GPU: --recipe quick takes one or two")
     for epoch in range(len(history) + 1, args.epochs + 1):
         begin, lr = time.perf_counter(), parts.optimizer.param_groups[0]["lr"]
         row = {"epoch": epoch, "size": size_in(epoch, args), "lr": lr}
@@ -145,8 +147,6 @@ def build(args, images, device):
     model = make_network(args.blocks, args.widths, not args.plain, args.dropout)
     if args.whiten:
         model.whiten_stem(normalise(images[:2000].cpu()))
-    flop = {size: flop_per_image(model, size) for size in args.sizes}
-    flop = [flop[size_in(epoch, args)] for epoch in range(1, args.epochs + 1)]
     model.to(device, memory_format=memory_format(device))
     optimizer = torch.optim.AdamW(decay_groups(model, args.weight_decay), lr=args.lr, fused=True)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
@@ -156,7 +156,7 @@ def build(args, images, device):
         model=model, network=network, predictor=copy.deepcopy(model) if args.ema else model,
         optimizer=optimizer, scheduler=scheduler,
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
-        device=device, dtype=dtype, steps=steps, flop=sum(flop) * steps * args.batch_size)
+        device=device, dtype=dtype, steps=steps)
 
 
 def lr_factor(step, steps, warmup):
@@ -175,7 +175,7 @@ def decay_groups(model, weight_decay):
     these few set scales and thresholds, and pulling them to 0 makes no simpler function.
 
     AdamW shrinks a weight by lr * weight_decay per step. The paper's 1e-4 * 1e-2 make 2% in its
-    whole run, which is none; where AdamW does well on CIFAR-10 the product is 1e-4 to 1e-3.
+    whole run, which is none; the quick recipe's product is a thousand times as large.
     """
     parameters = list(model.parameters())
     return [{"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
@@ -198,32 +198,24 @@ def update_average(parts, decay):
 
 
 def size_in(epoch, args):
-    """Height and width of an epoch's images: --sizes in equal shares of the epochs, small ones
-    first. Half the size costs a quarter, and coarse shapes are learned before fine ones."""
+    """Height and width of an epoch's images: each of --sizes has an equal share of the epochs. Half
+    the size costs a quarter: the quick recipe learns coarse shapes first, and fine ones last."""
     return args.sizes[(epoch - 1) * len(args.sizes) // args.epochs]
 
 
 # ---- saving and resuming ---------------------------------------------------------------------
 def save(out, parts, args, history):
-    """Write what an epoch leaves: last.pt to resume from, best.pt to predict with, log.csv.
-
-    Where an epoch takes a second, last.pt (three to four times as large as best.pt) and curves.png
-    would slow it down, so they wait until they are 30 seconds old: a kill costs the running epoch
-    and at most 30 seconds before it.
-    """
-    epoch, last = len(history), out / "last.pt"
-    age = abs(time.time() - last.stat().st_mtime) if last.exists() else math.inf
-    if age > SAVE_EVERY or epoch == args.epochs:
-        # Beside what trains, its "model" is, as in best.pt, what predicts: with --ema the average.
-        states = {name: getattr(parts, name).state_dict() for name in SAVED}
-        save_checkpoint(last, parts.predictor, states=states, history=history,
-                        settings=settings(args))
-        save_figure(draw_curves(history), out / "curves.png")
-    if best_epoch(history) == epoch:
+    """Write what an epoch leaves: last.pt to resume from, best.pt to predict with, log.csv."""
+    # "model" is the predictor, as in best.pt; the weights that are trained are in "states"
+    states = {name: getattr(parts, name).state_dict() for name in SAVED}
+    save_checkpoint(out / "last.pt", parts.predictor, states=states, history=history,
+                    settings=settings(args))
+    if best_epoch(history) == len(history):
         save_checkpoint(out / "best.pt", parts.predictor, row=history[-1])
     with whole_file(out / "log.csv") as file:
         for row in [history[0].keys(), *(row.values() for row in history)]:
             file.write((",".join(map(str, row)) + "\n").encode())
+    save_figure(draw_curves(history), out / "curves.png")
 
 
 def restore(path, parts, args):
@@ -245,8 +237,8 @@ def restore(path, parts, args):
 
 def settings(args):
     """The flags that a result depends on. Those of the machine may change when a run is resumed."""
-    machines = ("recipe", "out", "resume", "device", "amp", "compile", "deterministic", "command")
-    kept = {name: value for name, value in vars(args).items() if name not in machines}
+    free = ("recipe", "out", "resume", "device", "amp", "compile", "deterministic", "command")
+    kept = {name: value for name, value in vars(args).items() if name not in free}
     return kept | {"data": "fake" if args.data == "fake" else "cifar10"}
 
 
@@ -265,15 +257,6 @@ def machine(parts):
         name = f"CPU with {torch.backends.cpu.get_cpu_capability()}, "
         name += f"threads: {torch.get_num_threads()}"
     return f"{name}, {str(parts.dtype)[6:]}, torch {torch.__version__}"
-
-
-def announce(parts, args):
-    count = sum(p.numel() for p in parts.model.parameters())
-    print(f"{count:,} parameters, {args.epochs} epochs of {parts.steps} steps, {parts.flop:.1e} "
-          f"operations, {machine(parts)}", flush=True)
-    if parts.device.type == "cpu" and parts.flop > 1e16:    # two cores do 1e15 in an hour
-        print("that is for a GPU: without one, --recipe quick takes an hour or two, and\n"
-              "python predict.py --ckpt weights/quick.pt needs no training", flush=True)
 
 
 def draw_curves(history):
@@ -298,8 +281,7 @@ def report(out, parts, args, history):
     best, seconds = checkpoint["row"], sum(row["seconds"] for row in history)
     result = {"command": args.command, "test_acc": test_acc, "val_acc": best.get("val_acc"),
               "epoch": best["epoch"], "parameters": sum(p.numel() for p in model.parameters()),
-              "flop": parts.flop, "seconds": seconds, "machine": machine(parts),
-              "settings": settings(args)}
+              "seconds": seconds, "machine": machine(parts), "settings": settings(args)}
     with whole_file(out / "result.json") as file:
         file.write((json.dumps(result, indent=1) + "\n").encode())
     print(f"test accuracy {test_acc:.2%} in epoch {best['epoch']}, {seconds / 60:.1f} minutes")
@@ -308,39 +290,37 @@ def report(out, parts, args, history):
 
 
 # ---- the command line ------------------------------------------------------------------------
-RECIPES = {         # flags; those that are typed beside --recipe come after them and win
-    "paper": "",
-    "quick": "--blocks 1 2 2 --widths 32 96 192 --whiten --epochs 34 --sizes 20 24 32 --lr 1e-2 "
-             "--weight-decay 0.1 --warmup 3 --ema 0.98 --augment reflect flip --cutmix 0.3 "
-             "--refine 0.15",
-    "strong": "--lr 3e-3 --weight-decay 0.1 --warmup 5 --ema 0.992 --augment reflect flip trivial "
-              "--cutmix 0.5 --refine 0.15",
+RECIPES = {         # defaults; a flag that is typed wins
+    "paper": {},    # the defaults below are the paper's own
+    "quick": dict(blocks=[1, 2, 2], widths=[32, 96, 192], whiten=True, epochs=34,
+                  sizes=[20, 24, 32], lr=1e-2, weight_decay=0.1, warmup=3.0, ema=0.98,
+                  augment=["reflect", "flip"], cutmix=0.3, refine=0.15),
+    "strong": dict(lr=3e-3, weight_decay=0.1, warmup=5.0, ema=0.992,
+                   augment=["reflect", "flip", "trivial"], cutmix=0.5, refine=0.15),
 }
 
 
 def parse_args(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--recipe", choices=RECIPES, default="paper", help="flags to start from")
+    first.add_argument("--recipe", choices=RECIPES, default="paper", help="defaults to start from")
     args, typed = first.parse_known_args(argv)
-    lines = [f"  --recipe {name}: {flags or 'as below'}" for name, flags in RECIPES.items()]
-    parser = argparse.ArgumentParser(description="\n".join([__doc__, *lines]), parents=[first],
-                                     formatter_class=Help, allow_abbrev=False)
-    parser.set_defaults(command=shlex.join(["python", "train.py", *argv]))
-    add_run_flags(parser.add_argument_group("run").add_argument)
-    add_network_flags(parser.add_argument_group("network").add_argument)
-    add_recipe_flags(parser.add_argument_group("recipe").add_argument)
-    return parser.parse_args([*shlex.split(RECIPES[args.recipe]), *typed], args)
+    parser = argparse.ArgumentParser(description=__doc__, parents=[first], formatter_class=Help,
+                                     allow_abbrev=False)
+    add_run_flags(parser.add_argument)
+    add_network_flags(parser.add_argument)
+    add_recipe_flags(parser.add_argument)
+    parser.set_defaults(**RECIPES[args.recipe], command=shlex.join(["python", "train.py", *argv]))
+    return parser.parse_args(typed, args)
 
 
 def add_run_flags(flag):
-    count = number(int, 0)
     flag("--data", default="data", help='folder of CIFAR-10, or "fake" for made-up images')
     flag("--out", default=".", help="folder of the results")
     flag("--resume", action="store_true", help="continue from last.pt in --out, flags as before")
-    flag("--val-size", type=count, default=5000, help="images held out, as many of each class")
-    flag("--train-size", type=count, help="how many of the others to train on, if not all")
-    flag("--seed", type=number(int, 0, 10 ** 9), default=0, help="of everything random")
+    flag("--val-size", type=number(int, 0), default=5000, help="images held out, as many per class")
+    flag("--train-size", type=number(int, 0), help="how many of the others to train on, if not all")
+    flag("--seed", type=number(int, 0), default=0, help="of everything random")
     flag("--device", help="cpu, cuda or mps, if not the accelerator that is found")
     flag("--amp", choices=["auto", "bf16", "fp16", "off"], default="auto",
          help="mixed precision; auto: bf16 where native, fp16 on older CUDA cards, else off")
@@ -358,8 +338,8 @@ def add_recipe_flags(flag):
     flag("--label-smoothing", type=share, default=0.1, help="share spread over all classes")
     flag("--dropout", type=share, default=0.0, help="rate before the classifier")
     flag("--whiten", action="store_true", help="fixed whitening filters in the stem")
-    flag("--ema", type=share, default=0.0, help=f"decay, every {EMA_EVERY} steps, of an average of "
-         "the weights, which then predicts; 0: no average")
+    flag("--ema", type=share, default=0.0, help="decay of an average of the weights, which then "
+         f"predicts; updated every {EMA_EVERY} steps; 0: none")
     flag("--augment", nargs="*", choices=[*PAPER, "reflect", "trivial"], default=PAPER,
          metavar="NAME", help=f"any of {' '.join(PAPER)} reflect trivial, in the order given")
     flag("--cutmix", type=share, default=0.0, help="share of batches mixed (arXiv:1905.04899)")
@@ -372,4 +352,4 @@ def add_recipe_flags(flag):
 
 
 if __name__ == "__main__":
-    start(main, "stopped: after a whole epoch, the same command with --resume continues")
+    start(main, "stopped: --resume continues after the last whole epoch")

@@ -9,7 +9,6 @@ train_epoch() as train.py calls them. The ways are timed in turn, three times; a
 of the three, with the smallest and the largest.
 """
 import argparse
-import math
 import os
 import sys
 import tempfile
@@ -28,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import train
 from data import MEAN, STD, augment, augmentation, load_data
-from model import ResNet, flop_per_image, pick_device, start
+from model import ResNet, layer_table, pick_device, start
 from train import parse_args
 
 USUAL = v2.Compose([
@@ -121,9 +120,8 @@ def on_a_gpu(images, labels, args, flop):
         share = args.batch_size * flop / seconds(step, 50) / ceiling
         row(f"steps at batch {args.batch_size}, % of the matrix product", 100 * share)
     with tempfile.TemporaryDirectory() as folder:
-        for train.SAVE_EVERY, due in ((-1, "last.pt and curves due"), (math.inf, "not due")):
-            save = partial(train.save, Path(folder), parts, args, [{"epoch": 1}])
-            row(f"seconds of an epoch's files, {due}", seconds(save, 3))
+        save = partial(train.save, Path(folder), parts, args, [{"epoch": 1}])
+        row("seconds of an epoch's files", seconds(save, 3))
     row("peak device memory, GB", torch.cuda.max_memory_allocated() / 1e9)
 
 
@@ -143,7 +141,7 @@ def main(argv=None):
     if args.compile:
         ways["ours with --compile"] = partial(our_epoch, compiled=True)
     _, ours, *_ = compare("training", ways, images, labels, args)
-    flop = flop_per_image(ResNet(args.blocks, args.widths, not args.plain), 32)
+    flop = 6 * sum(row[3] for row in layer_table(ResNet(args.blocks, args.widths)))     # per image
     row("training, TFLOP/s: ours", len(images) * flop / ours / 1e12)
     if device.type == "cuda":
         on_a_gpu(images, labels, args, flop)

@@ -4,9 +4,9 @@
     python results/run.py gpu-paper --jobs 3        # the paper's training, three seeds on one GPU
     python results/run.py claims --list             # prints the commands
 
-Other flags, such as --data DIR, go to every run. What is done is skipped and what was interrupted
-is resumed, so the same command can be typed until nothing is left. Each run has a folder
-results/LIST/NAME.
+Each run has a folder results/LIST/NAME. What is done is skipped and what was interrupted is
+resumed, so the same command can be typed until nothing is left. Flags of train.py, such as
+--epochs 1, go to every run; this is a rehearsal, without rows in runs.csv.
 """
 import argparse
 import csv
@@ -23,7 +23,8 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 from data import PAPER
-from model import Help, number, start, whole_file
+from model import Help, ResNet, layer_table, number, start, whole_file
+from train import size_in
 
 
 def each(flags, names, seeds=1):
@@ -87,7 +88,7 @@ LISTS = {
 }
 
 
-def train(run, flags):
+def run_one(run, flags):
     """Train, or resume, what has no result yet; True if it came to its end.
 
     One thread each, if the environment says nothing else: the number of threads changes the bits,
@@ -108,6 +109,16 @@ def read_rows(path):
     return list(csv.DictReader(path.read_text().splitlines()))
 
 
+def flop(settings):
+    """Floating-point operations of a training: 2 per multiply-add forward, and 4 backward for the
+    gradients of inputs and of weights."""
+    model, args = ResNet(settings["blocks"], settings["widths"]), argparse.Namespace(**settings)
+    work = {size: sum(row[3] for row in layer_table(model, size)) for size in args.sizes}
+    images = args.train_size or 50_000 - args.val_size
+    return 6 * (images // args.batch_size * args.batch_size) * sum(
+        work[size_in(epoch, args)] for epoch in range(1, args.epochs + 1))
+
+
 def record(list_name, name):
     """Put the row of a run that has ended into runs.csv, in the place of an older one."""
     folder, rows = HERE / list_name / name, read_rows(HERE / "runs.csv")
@@ -115,7 +126,7 @@ def record(list_name, name):
     best = read_rows(folder / "log.csv")[result["epoch"] - 1]
     row = result["settings"] | result | {
         "list": list_name, "name": name, "command": f"python train.py {LISTS[list_name][name]}",
-        "minutes": round(result["seconds"] / 60, 2),
+        "minutes": round(result["seconds"] / 60, 2), "flop": flop(result["settings"]),
         "train_acc": round(float(best["train_acc"]), 4)}
     rows = [old for old in rows if (old["list"], old["name"]) != (list_name, name)] + [row]
     text = io.StringIO()
@@ -132,13 +143,15 @@ def parse_args(argv=None):
     parser.add_argument("--jobs", type=number(int, 1), default=2, help="runs side by side")
     parser.add_argument("--only", default="", metavar="NAME", help="runs with this in their name")
     parser.add_argument("--list", action="store_true", help="print the commands, run nothing")
+    parser.add_argument("--data", default="data", help="folder of CIFAR-10")
     args, args.flags = parser.parse_known_args(argv)
     return args
 
 
 def main(argv=None):
     args = parse_args(argv)
-    runs = [(list_name, name, [*shlex.split(flags), *args.flags]) for list_name in args.lists
+    runs = [(list_name, name, [*shlex.split(flags), "--data", args.data, *args.flags])
+            for list_name in args.lists
             for name, flags in LISTS[list_name].items() if args.only in name]
     if args.list:
         for list_name, name, flags in runs:
@@ -146,14 +159,14 @@ def main(argv=None):
         return
     failed = []
     with ThreadPool(args.jobs) as pool:         # which Ctrl-C leaves without starting the next run
-        done = pool.imap_unordered(lambda r: (r[0], r[1], train(f"{r[0]}/{r[1]}", r[2])), runs)
+        done = pool.imap_unordered(lambda r: (r[0], r[1], run_one(f"{r[0]}/{r[1]}", r[2])), runs)
         for i, (list_name, name, ended) in enumerate(done, start=1):
             run = f"{list_name}/{name}"
             print(f"{i}/{len(runs)} {run}: {'done' if ended else 'failed'}", flush=True)
-            if ended:
-                record(list_name, name)
-            else:
+            if not ended:
                 failed.append(run)
+            elif not args.flags:
+                record(list_name, name)
     if failed:
         raise SystemExit(f"error: failed, see terminal.log in results/: {' '.join(failed)}")
 

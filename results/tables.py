@@ -168,9 +168,9 @@ def main(argv=None):
     args, runs = parse_args(argv), load_runs()
     parts = {part.__name__: part(runs) for part in (headline, claims, recipes, screening)}
     for path in HERE.glob("*.txt"):             # what a command printed stands there as it is
-        parts[path.stem] = f"```\n{path.read_text().strip()}\n```"
+        parts[path.stem] = f"```\n{path.read_text('utf-8').strip()}\n```"
     for path in (HERE.parent / "README.md", HERE / "README.md"):
-        old = path.read_text()
+        old = path.read_text("utf-8")
         new = re.sub(r"(?s)(<!-- ([\w-]+) -->\n).*?(?=<!-- /\2 -->)",
                      lambda m: f"{m[1]}{parts[m[2]]}\n", old)
         if args.check and new != old:
