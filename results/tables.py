@@ -31,9 +31,11 @@ CLAIMS = [
     ("12 blocks without", "about 75%", "plain-12", "skips-12"),
     ("27 blocks with skips (84,725), against 12", "-", "skips-27", "skips-12"),
     ("27 blocks without, against that", "\"degraded\"", "plain-27", "skips-27"),
-    ("deep, equal size (93,202)", "-", "deep-equal-size", None),
-    ("wide early (97,514), against that", "better", "wide-early", "deep-equal-size"),
-    ("deep, equal arithmetic (175,405), against wide", "-", "deep-equal-work", "wide-early"),
+    ("deep: 4 4 4 at 8-16-32 (93,202)", "-", "deep-equal-size", None),
+    ("wide early: 1 1 1 at 32-32-64 (97,514), against that", "better", "wide-early",
+     "deep-equal-size"),
+    ("deep, as much arithmetic: 4 4 4 at 11-22-44 (175,405), against wide", "-", "deep-equal-work",
+     "wide-early"),
     ("lr 1e-4, weight decay 0.01", "its setting", "decay-0.01", None),
     ("weight decay 0.1", "-", "decay-0.1", "decay-0.01"),
     ("weight decay 1", "-", "decay-1", "decay-0.01"),
@@ -136,16 +138,14 @@ def recipes(runs):
 
 def headline(runs):
     """The first screen's numbers: the best that was measured, and what the quick recipe reaches."""
-    lines, (best, *others) = [], reached(runs)
-    for test, _, rows in [best, *(o for o in others if o[2] is runs["quick"]["quick"])]:
-        seeds = f"mean of {len(rows)} seeds" if len(rows) > 1 else "one seed"
-        fastest = min(rows, key=lambda row: float(row["minutes"]))
-        command, machine = (fastest[name] for name in ("command", "machine"))
-        lines.append(f"- **{test:.1f}% on the test set** ({seeds}): "
-                     f"{int(fastest['parameters']):,} parameters, "
-                     f"{float(fastest['minutes']):.0f} minutes on "
-                     f"{machine.rpartition(', torch')[0]}: `{command.partition(' --seed')[0]}`")
-    return "\n".join(lines)
+    rows, (best, *others) = [], reached(runs)
+    for test, _, seeds in [best, *(o for o in others if o[2] is runs["quick"]["quick"])]:
+        row = min(seeds, key=lambda row: float(row["minutes"]))
+        rows.append([f"**{test:.1f}%**", len(seeds), f"{int(row['parameters']):,}",
+                     f"{float(row['minutes']):.0f}", row["machine"].rpartition(", torch")[0],
+                     f"`{row['command'].partition(' --seed')[0]}`"])
+    head = ["test accuracy", "seeds", "parameters", "minutes, fastest", "on", "command"]
+    return table(head, rows)
 
 
 def screening(runs):
