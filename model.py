@@ -80,7 +80,7 @@ class ResNet(nn.Module):
         # All start with PyTorch's random weights: uniform, variance 1 / (3 * inputs). In front of a
         # batch norm their scale changes no output, only how far a step turns them.
 
-    def forward(self, x):                          # (B, 3, 32, 32)
+    def forward(self, x):                          # (B, 3, 32, 32); below, the default widths
         x = self.stem(x)                           # (B, 64, 32, 32)
         x = self.stages(x)                         # (B, 256, 8, 8), halved by stages 2 and 3
         x = x.mean(dim=(2, 3))                     # (B, 256), global average pooling
