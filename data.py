@@ -3,8 +3,8 @@
     python data.py                      # augment.png: originals, and what the network sees of them
     python data.py --data fake          # the same without internet, with made-up figures
 
-The training set is 138 MB as uint8, an epoch's augmented versions are 553 MB as float32 (twice that
-for a moment), so both live in the device's memory: no DataLoader, no workers.
+The 45,000 training images are 138 MB as uint8, an epoch's augmented versions 553 MB as float32
+(twice that for a moment), so both live in the device's memory: no DataLoader, no workers.
 """
 import argparse
 import socket
@@ -34,7 +34,7 @@ MIRRORS = [         # the same bytes; the original gives 55 kB/s (pytorch/vision
 def normalise(images):
     """uint8 (..., 3, H, W) -> float32 with mean 0 and std 1 in each channel of the training set.
 
-    Training, validation and prediction all come through here.
+    Training comes through here in augmentation(), validation and prediction in predict().
     """
     images = v2.functional.to_dtype(images, torch.float32, scale=True)
     return v2.functional.normalize(images, MEAN, STD)
@@ -51,7 +51,7 @@ def augmentation(names=PAPER, size=32):
         "flip": v2.RandomHorizontalFlip(),
         "crop": v2.RandomCrop(32, padding=4),       # the margin is black: -2 after normalise()
         "reflect": v2.RandomCrop(32, padding=4, padding_mode="reflect"),
-        "jitter": v2.ColorJitter(0.2, 0.2, 0.2),    # strength: ours; hue doubles the time
+        "jitter": v2.ColorJitter(0.2, 0.2, 0.2),    # the strength is ours
         "autoaugment": v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10),
         "trivial": v2.TrivialAugmentWide(),
         "erasing": v2.RandomErasing(p=0.2),
@@ -70,7 +70,7 @@ def augment(images, transform, group):
     to Train Your ResNet": cut the shuffled set into groups, draw once per group, and shuffle again
     (the training loop does), so that a batch mixes many draws. Every image still gets a draw from
     the same distribution; only the images of one group share theirs. group=1, a draw for each, is
-    the usual way, and takes about ten times as long.
+    the usual way, and many times slower.
     """
     order = torch.randperm(len(images), device=images.device)
     versions = torch.cat([transform(images[index]) for index in order.split(group)])
@@ -81,7 +81,11 @@ def split(labels, val_size, train_size, seed):
     """Indices of training and validation images, as many of each class, drawn by the seed alone.
 
     val_size and train_size count images; train_size None takes all that validation leaves.
+    SystemExit if they cannot be divided by the ten classes.
     """
+    if val_size % CLASSES or (train_size or 0) % CLASSES:
+        raise SystemExit("error: --val-size and --train-size must be multiples of 10, for as many "
+                         "images of each class")
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     of_class = [order[labels[order] == c] for c in range(CLASSES)]
     val = val_size // CLASSES                                               # per class
@@ -101,6 +105,7 @@ def load_data(where, train):
         return fake_data(train)
     root = Path(where).resolve()
     root = root.parent if root.name == "cifar-10-batches-py" else root
+    root.mkdir(parents=True, exist_ok=True)
     socket.setdefaulttimeout(20)        # seconds of a server's silence; Python would wait forever
     for url in MIRRORS:
         datasets.CIFAR10.url = url      # where torchvision would download from
@@ -134,10 +139,10 @@ def class_names(where):
 
 
 # ---- the picture, and the command line -------------------------------------------------------
-def draw_augmentation(images, names, rows=6):
-    """A figure of uint8 images (10, 3, 32, 32) above `rows` augmented versions of each."""
+def draw_augmentation(images, names):
+    """A figure of uint8 images (10, 3, 32, 32) above six augmented versions of each."""
     mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
-    versions = [augment(images, augmentation(), group=1) * std + mean for _ in range(rows)]
+    versions = [augment(images, augmentation(), group) * std + mean for group in [1] * 5 + [10]]
     tiles = make_grid(torch.cat([images / 255, *versions]).clamp(0, 1), CLASSES, pad_value=1)
     figure = Figure(figsize=(12, 9), layout="constrained")
     axes = figure.subplots()
@@ -145,7 +150,7 @@ def draw_augmentation(images, names, rows=6):
     axes.xaxis.tick_top()
     axes.set_xticks(range(18, 34 * CLASSES, 34), names)         # 32 pixels and 2 between the tiles
     axes.set_yticks([])
-    axes.set_xlabel("first row: originals; below: " + ", ".join(PAPER))
+    axes.set_xlabel(f"first row: originals; below: {', '.join(PAPER)}; last row: one draw for all")
     return figure
 
 

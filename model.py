@@ -50,7 +50,8 @@ class Block(nn.Module):
         out = self.bn2(self.conv2(out))
         if self.residual:
             # Every second pixel, then stride 1: a 1x1 filter sees one pixel, so this is the same as
-            # stride 2, where AVX2 gets narrow layers wrong or crashes (uxlfoundation/oneDNN #6035).
+            # stride 2, without oneDNN's kernels for that, which on AVX2 give narrow layers wrong
+            # gradients, or crash (uxlfoundation/oneDNN #6035).
             out = out + self.shortcut(x[:, :, ::self.stride, ::self.stride])
         return F.relu(out)
 
@@ -77,8 +78,8 @@ class ResNet(nn.Module):
             channels = width
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(channels, CLASSES)
-        # All start with PyTorch's random weights: uniform, variance 1 / (3 * inputs). In front of a
-        # batch norm their scale changes no output, only how far a step turns them.
+        # All weights start as PyTorch sets them: uniform, variance 1 / (3 * inputs). In front of a
+        # batch norm their scale changes no output, only how far a step turns their direction.
 
     def forward(self, x):                          # (B, 3, 32, 32); below, the default widths
         x = self.stem(x)                           # (B, 64, 32, 32)
@@ -91,14 +92,14 @@ class ResNet(nn.Module):
         """Set the stem's filters to the whitening directions of 2x2 patches, and freeze them.
 
         Neighbouring pixels are nearly equal, so what tells patches apart is faint and learned late.
-        These filters have uncorrelated outputs of equal variance (arXiv:2404.00498, section 3.2),
-        with plus and minus, because ReLU keeps one side. Filters beyond 24 stay random, frozen too.
-        images: float (N, 3, H, W), normalised.
+        These filters have uncorrelated outputs of equal variance (arXiv:2404.00498, section 3.2).
+        Each stands there with its sign flipped, too, because ReLU keeps one side. Filters beyond 24
+        stay random, frozen too. images: float (N, 3, H, W), normalised.
         """
         weight = self.stem[0].weight                                        # (64, 3, 3, 3)
         patches = F.unfold(images, 2).transpose(1, 2).reshape(-1, 12)       # (N * 961, 12)
         variances, directions = torch.linalg.eigh(patches.T @ patches / len(patches))
-        filters = directions / (variances + 5e-4).sqrt()    # the batch norm would do this, too
+        filters = directions / (variances + 5e-4).sqrt()    # 5e-4: the faintest are noise
         filters = filters.T.flip(0)                                         # largest variance first
         filters = F.pad(filters.view(12, 3, 2, 2), (0, 1, 0, 1))            # (12, 3, 3, 3)
         half = min(12, len(weight) // 2)
@@ -106,18 +107,19 @@ class ResNet(nn.Module):
         weight.requires_grad_(False)
 
 
-def make_network(*shape, **config):
+def make_network(*args, **config):
     """ResNet(...). SystemExit if it is over the budget, before its weights take memory."""
     with torch.device("meta"):                      # shapes without numbers
-        count = sum(p.numel() for p in ResNet(*shape, **config).parameters())
+        count = sum(p.numel() for p in ResNet(*args, **config).parameters())
     if count >= BUDGET:
         raise SystemExit(f"error: this network has {count:,} parameters, the budget is fewer than "
                          f"{BUDGET:,}: take smaller --blocks or --widths")
-    return ResNet(*shape, **config)
+    return ResNet(*args, **config)
 
 
 def layer_table(model, size=32):
-    """[(part, shape of its output, parameters, multiply-adds)], for one image on the CPU."""
+    """[(part, shape of its output, parameters, multiply-adds)] for one image, on the CPU; it leaves
+    the model in eval mode."""
     parts = {"stem": model.stem} | {f"stage {i + 1}": s for i, s in enumerate(model.stages)}
     parts |= {"pooling": nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
               "classifier": model.classifier}
@@ -137,7 +139,7 @@ def whole_file(path):
     bytes go into PATH.part, are flushed to the disk, and then take the name in one step."""
     buffer, part = io.BytesIO(), f"{path}.part"
     yield buffer                        # torch.save into a file makes a full disk a RuntimeError
-    with open(part, "wb") as file:      # kill -9 from here on leaves the old file and a .part
+    with open(part, "wb") as file:      # kill -9 before the last line: the old file, and a .part
         file.write(buffer.getbuffer())
         file.flush()
         os.fsync(file.fileno())
@@ -147,7 +149,7 @@ def whole_file(path):
 def save_checkpoint(path, model, **more):
     """Write the network's weights, the config that rebuilds it, and whatever else is given."""
     with whole_file(path) as file:
-        torch.save({"config": model.config, "model": model.state_dict()} | more, file)
+        torch.save({"config": model.config, "weights": model.state_dict()} | more, file)
 
 
 def load_checkpoint(path):
@@ -164,7 +166,7 @@ def load_checkpoint(path):
                 raise ValueError("a check sum is wrong")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         model = make_network(**checkpoint["config"])
-        model.load_state_dict(checkpoint["model"])  # strict: every name and shape must fit
+        model.load_state_dict(checkpoint["weights"])    # strict: every name and shape must fit
     except Exception as error:                      # a damaged file fails in any of a dozen ways
         raise SystemExit(f"error: cannot load checkpoint {str(path)!r} ({error!r:.300})") from None
     return model.eval(), checkpoint
@@ -209,8 +211,8 @@ def autocast(device, dtype):
 
 
 def memory_format(device):
-    """channels_last: a pixel's channels lie side by side, and convolutions read them in one go, 1.3
-    times as fast on a CPU. Not on MPS: wrong gradients there (pytorch/pytorch #175189)."""
+    """channels_last: a pixel's channels lie side by side, so that convolutions read them in one go.
+    Not on MPS, whose batch norm gets wrong gradients from it (pytorch/pytorch #175189)."""
     return torch.channels_last if device.type in ("cpu", "cuda") else torch.contiguous_format
 
 
@@ -224,7 +226,7 @@ def start(main, stopped="stopped"):
     except OSError as error:                        # no such folder, no permission, a full disk
         sys.exit(f"error: {error}")
     except torch.OutOfMemoryError:
-        sys.exit("error: the GPU's memory is full: try a smaller --batch-size or network")
+        sys.exit("error: the GPU's memory is full: try a smaller batch or network, or --device cpu")
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

@@ -42,8 +42,8 @@ def predict(model, images, dtype=torch.float32, tta=False):
     for batch in tqdm(images.split(500), "predicting", leave=False, delay=2, disable=None):
         x = normalise(batch.to(device))                                     # (B, 3, 32, 32)
         with autocast(device, dtype):
-            out = (model(x) + model(x.flip(3))) / 2 if tta else model(x)    # (B, 10)
-        logits.append(out.float())
+            views = [model(x).float(), model(x.flip(3)).float()] if tta else [model(x).float()]
+        logits.append(sum(views) / len(views))                              # (B, 10)
     return torch.cat(logits)
 
 
@@ -66,7 +66,7 @@ def main(argv=None):
     else:
         ids, images = read_images(args.input)
     logits = predict(model, images, pick_dtype(device), args.tta).cpu()
-    if len(images) > 1:                 # the competition's format; a single picture is only named
+    if Path(args.input or "").suffix.lower() not in PICTURES:       # the competition's format
         text = io.StringIO()
         rows = zip(ids, logits.argmax(1).tolist(), strict=True)
         csv.writer(text, lineterminator="\n").writerows([("ID", "Labels"), *rows])

@@ -1,7 +1,7 @@
 """Train the paper's network on CIFAR-10 (paper section 2.2), from the images to the test accuracy.
 
     python train.py                     # the paper's recipe; a GPU's work
-    python train.py --recipe quick      # a smaller network, without a GPU in an hour or two
+    python train.py --recipe quick      # a smaller network: an hour on two CPU cores
     python train.py --blocks 1 1 1 --widths 16 32 64 --epochs 5 --lr 3e-3       # in minutes
     python train.py --data fake --blocks 1 1 1 --widths 8 16 32 --epochs 3 --lr 3e-3 --out fake
     python train.py --resume            # continues after an interruption
@@ -53,7 +53,8 @@ def train_step(parts, x, target, label_smoothing):
         # 0%. Finite logits reach that, so they stop growing once an image is fitted (Szegedy et
         # al., arXiv:1512.00567, the paper's reference 2).
         loss = F.cross_entropy(logits, target, label_smoothing=label_smoothing)
-    parts.scaler.scale(loss).backward()     # only for float16, whose small gradients become 0
+    # scale() acts only in float16, where small gradients would become 0
+    parts.scaler.scale(loss).backward()
     parts.scaler.step(parts.optimizer)      # AdamW: w -= lr * (mean(g) / rms(g) + decay * w)
     parts.scaler.update()
     parts.scheduler.step()
@@ -67,7 +68,7 @@ def train_epoch(parts, images, labels, args, epoch):
     the order of the images, what is mixed, dropout. So an interrupted epoch can be repeated to the
     same bits (on a GPU with --deterministic). SystemExit if the loss or a weight is not finite.
     """
-    torch.manual_seed(args.seed * 1_000_003 + epoch)
+    torch.manual_seed(args.seed * 1_000_003 + epoch)        # no two seeds share an epoch's draws
     refining = epoch > round((1 - args.refine) * args.epochs)
     names = ["reflect", "flip"] if refining else args.augment
     inputs = augment(images, augmentation(names, size_in(epoch, args)), args.group)
@@ -120,7 +121,7 @@ def main(argv=None):
     count = sum(p.numel() for p in parts.model.parameters())
     print(f"{count:,} parameters, {args.epochs} epochs of {parts.steps} steps, {machine(parts)}")
     if device.type == "cpu" and count > 3e6:            # the paper's network: ten minutes an epoch
-        print("many hours without a GPU: --recipe quick takes one or two")
+        print("many hours without a GPU: --recipe quick has a twentieth of the work")
     for epoch in range(len(history) + 1, args.epochs + 1):
         begin, lr = time.perf_counter(), parts.optimizer.param_groups[0]["lr"]
         row = {"epoch": epoch, "size": size_in(epoch, args), "lr": lr}
@@ -206,7 +207,7 @@ def size_in(epoch, args):
 # ---- saving and resuming ---------------------------------------------------------------------
 def save(out, parts, args, history):
     """Write what an epoch leaves: last.pt to resume from, best.pt to predict with, log.csv."""
-    # "model" is the predictor, as in best.pt; the weights that are trained are in "states"
+    # "weights" are the predictor's, as in best.pt; those that are trained are in "states"
     states = {name: getattr(parts, name).state_dict() for name in SAVED}
     save_checkpoint(out / "last.pt", parts.predictor, states=states, history=history,
                     settings=settings(args))
@@ -219,7 +220,8 @@ def save(out, parts, args, history):
 
 
 def restore(path, parts, args):
-    """Put back what save() wrote into last.pt: its history. SystemExit if it is of another run."""
+    """Put back what save() wrote into last.pt; returns its history. SystemExit if it belongs to
+    another run, or if the best.pt of an earlier epoch is not beside it."""
     _, checkpoint = load_checkpoint(path)
     saved = checkpoint.get("settings", {})          # best.pt has none
     for name, value in settings(args).items():
@@ -229,10 +231,13 @@ def restore(path, parts, args):
     for name, state in checkpoint["states"].items():
         if state:           # a scaler that is off saves {}, which one that is on refuses
             getattr(parts, name).load_state_dict(state)
-    for p, state in parts.optimizer.state.items():      # whose fused step trusts these shapes
+    for p, state in parts.optimizer.state.items():  # AdamW's fused step does not check the shapes
         if not state["exp_avg"].shape == state["exp_avg_sq"].shape == p.shape:
             raise SystemExit(f"error: {str(path)!r} cannot be resumed: it has another optimizer")
-    return checkpoint["history"]
+    history = checkpoint["history"]
+    if best_epoch(history) < len(history) and not path.with_name("best.pt").exists():
+        raise SystemExit(f"error: {str(path)!r} cannot be resumed without its best.pt beside it")
+    return history
 
 
 def settings(args):
@@ -337,7 +342,8 @@ def add_recipe_flags(flag):
     flag("--weight-decay", type=positive, default=1e-2, help="AdamW's, of filters and matrices")
     flag("--label-smoothing", type=share, default=0.1, help="share spread over all classes")
     flag("--dropout", type=share, default=0.0, help="rate before the classifier")
-    flag("--whiten", action="store_true", help="fixed whitening filters in the stem")
+    flag("--whiten", action=argparse.BooleanOptionalAction, default=False,
+         help="fixed whitening filters in the stem")
     flag("--ema", type=share, default=0.0, help="decay of an average of the weights, which then "
          f"predicts; updated every {EMA_EVERY} steps; 0: none")
     flag("--augment", nargs="*", choices=[*PAPER, "reflect", "trivial"], default=PAPER,
@@ -348,8 +354,8 @@ def add_recipe_flags(flag):
     flag("--sizes", type=number(int, 8, 32), nargs="+", default=[32], help="image sizes in equal "
          "shares of the epochs; evaluation is always at 32")
     flag("--group", type=count, default=250, help="images that share one draw of the augmentation; "
-         "1, a draw for each, takes ten times as long to augment")
+         "1 is a draw for each, and many times slower")
 
 
 if __name__ == "__main__":
-    start(main, "stopped: --resume continues after the last whole epoch")
+    start(main, "stopped: --resume continues after the last whole epoch, if there is one")

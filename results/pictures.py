@@ -18,19 +18,21 @@ def draw_architecture(model):
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     axes = figure.subplots()
     rows = [("image", (3, 32, 32), 0, 0), *layer_table(model)]
-    for i, (name, shape, count, _) in enumerate(rows):
+    for i, (name, shape, count, work) in enumerate(rows):
         height = shape[1] / 32 if len(shape) == 3 else 0.12
         corner = (i - 0.35, -height / 2)
         axes.add_patch(Rectangle(corner, 0.7, height, facecolor=f"C{i}", alpha=0.35, edgecolor="k"))
-        axes.text(i, -0.72, f"{name}\n{' x '.join(map(str, shape))}\n{count:,}", **MIDDLE)
+        shape = " x ".join(map(str, shape))
+        axes.text(i, -0.76, f"{name}\n{shape}\n{count:,}\n{work / 1e6:.1f} M", **MIDDLE)
         if i:
             axes.annotate("", (i - 0.36, 0), (i - 0.64, 0), arrowprops={"arrowstyle": "->"})
-        if name.startswith("stage"):
-            axes.text(i, 0, f"{model.config['blocks'][int(name[-1]) - 1]} blocks", **MIDDLE)
-            axes.annotate("", (i + 0.3, height / 2), (i - 0.3, height / 2),
-                          arrowprops={"arrowstyle": "->", "connectionstyle": "arc3,rad=-0.5"})
-    title = f"blocks {model.config['blocks']}, {sum(row[2] for row in rows):,} parameters"
-    axes.set(xlim=(-0.6, len(rows) - 0.4), ylim=(-0.95, 0.8), title=title)
+    for i, blocks in enumerate(model.config["blocks"], start=2):
+        axes.text(i, 0, f"{blocks} blocks", **MIDDLE)
+    total, work = (f"{sum(row[k] for row in rows):,}" for k in (2, 3))
+    axes.set(xlim=(-0.6, len(rows) - 0.4), ylim=(-1.05, 0.6),
+             title=f"{total} parameters, {work} multiply-adds; a skip around each block")
+    axes.text(-0.65, -0.76, "part\noutput\nparameters\nmultiply-adds", ha="right", va="center",
+              fontsize=9)
     axes.axis("off")
     return figure
 
@@ -39,16 +41,16 @@ def draw_claims(runs):
     """Gain or loss of each part of the recipe in both regimes, with twice the standard error."""
     figure = Figure(figsize=(9, 4), layout="constrained")
     axes = figure.subplots()
-    parts = [(question, name) for question, _, name, baseline in CLAIMS if baseline == "recipe"]
+    parts = [(row[0], name) for name, row in CLAIMS.items() if row[2] == "recipe"]
     regimes = (("all", "(a) all images, 5 epochs"), ("tenth", "(b) a tenth, 50 epochs"))
     for i, (regime, label) in enumerate(regimes):
         gains, errors = zip(*(difference(runs[f"claims/{regime}"], n, "recipe") for _, n in parts))
         axes.barh([y - 0.2 + 0.4 * i for y in range(len(parts))], gains, 0.38,
-                  xerr=[2 * error for error in errors], label=label)
+                  xerr=errors, label=label)
     axes.set_yticks(range(len(parts)), [question for question, _ in parts])
     axes.invert_yaxis()
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_xlabel("change of the test accuracy in points, with twice its standard error")
+    axes.set_xlabel("change of the test accuracy in points, and twice its standard error")
     axes.legend()
     return figure
 

@@ -5,8 +5,8 @@
     python results/run.py claims --list             # prints the commands
 
 Each run has a folder results/LIST/NAME. What is done is skipped and what was interrupted is
-resumed, so the same command can be typed until nothing is left. Flags of train.py, such as
---epochs 1, go to every run; this is a rehearsal, without rows in runs.csv.
+resumed, so the same command can be typed until nothing is left. With flags of train.py, such as
+--data fake --epochs 1, it is a rehearsal: in results/rehearsal, and without rows in runs.csv.
 """
 import argparse
 import csv
@@ -33,24 +33,41 @@ def each(flags, names, seeds=1):
             for name, own in names.items() for seed in range(seeds)}
 
 
-# Of equal cost: every image five times; a tenth of them fifty times, so that much is overfitted.
+# Of equal cost: every image five times; a tenth of them fifty times.
 REGIMES = {"all": "--epochs 5", "tenth": "--epochs 50 --train-size 4500"}
 SMALL = "--blocks 1 1 1 --widths 16 32 64 --lr 3e-3"
-REGULARISATION = {
-    "recipe": "", "no-smoothing": "--label-smoothing 0",
-    **{f"no-{part}": f"--augment {' '.join(name for name in PAPER if name != part)}"
-       for part in ("autoaugment", "erasing", "rotation", "jitter")},
-    "crop-and-flip": "--augment crop flip", "nothing": "--augment --label-smoothing 0",
-    "single-draws": "--group 1"}
-SHAPES = {
-    "skips-12": "--blocks 4 5 3 --widths 8 16 32",
-    "plain-12": "--plain --blocks 4 5 3 --widths 8 16 32",
-    "skips-27": "--blocks 9 9 9 --widths 5 10 20",
-    "plain-27": "--plain --blocks 9 9 9 --widths 5 10 20",
-    "wide-early": "--widths 32 32 64",
-    "deep-equal-size": "--blocks 4 4 4 --widths 8 16 32",
-    "deep-equal-work": "--blocks 4 4 4 --widths 11 22 44",
-    **{f"decay-{wd}": f"--lr 1e-4 --weight-decay {wd}" for wd in ("0.01", "0.1", "1", "3")}}
+DECAY = "--lr 1e-4 --weight-decay"
+CLAIMS = {      # name: (question, the paper's words, the run that it is compared with, its flags)
+    "recipe": ("its recipe", "93 to 94% validation", None, ""),
+    "no-smoothing": ("without label smoothing", "notably worse", "recipe", "--label-smoothing 0"),
+    **{f"no-{part}": (f"without {name}", words, "recipe",
+                      f"--augment {' '.join(other for other in PAPER if other != part)}")
+       for part, name, words in (
+           ("autoaugment", "AutoAugment", "notably worse"), ("erasing", "erasing", "worse"),
+           ("rotation", "rotation", "worse"), ("jitter", "jitter", "worse"))},
+    "crop-and-flip": ("crop and flip alone", "worse", "recipe", "--augment crop flip"),
+    "nothing": ("neither augmentation nor smoothing", "worse", "recipe",
+                "--augment --label-smoothing 0"),
+    "single-draws": ("one draw per image", "-", "recipe", "--group 1"),
+    "skips-12": ("12 blocks with skips (79,314 parameters)", "-", None,
+                 "--blocks 4 5 3 --widths 8 16 32"),
+    "plain-12": ("12 blocks without, against that", "about 75%", "skips-12",
+                 "--plain --blocks 4 5 3 --widths 8 16 32"),
+    "skips-27": ("27 blocks with skips (84,725), against 12", "-", "skips-12",
+                 "--blocks 9 9 9 --widths 5 10 20"),
+    "plain-27": ("27 blocks without, against that", '"degraded"', "skips-27",
+                 "--plain --blocks 9 9 9 --widths 5 10 20"),
+    "deep-equal-size": ("deep: 4 4 4 at 8-16-32 (93,202)", "-", None,
+                        "--blocks 4 4 4 --widths 8 16 32"),
+    "wide-early": ("wide early: 1 1 1 at 32-32-64 (97,514), against that", "better",
+                   "deep-equal-size", "--widths 32 32 64"),
+    "deep-equal-work": ("deep, as much arithmetic: 4 4 4 at 11-22-44 (175,405), against wide", "-",
+                        "wide-early", "--blocks 4 4 4 --widths 11 22 44"),
+    "decay-0.01": ("lr 1e-4, weight decay 0.01", "its setting", None, f"{DECAY} 0.01"),
+    **{f"decay-{wd}": (f"weight decay {wd}, against 0.01", "-", "decay-0.01", f"{DECAY} {wd}")
+       for wd in ("0.1", "1", "3")},
+}
+FLAGS = {name: flags for name, (*_, flags) in CLAIMS.items()}
 # What was compared for the quick recipe: with a seventh of its arithmetic, and at full length.
 SCREEN = ("--blocks 1 1 1 --widths 32 128 256 --epochs 6 --sizes 20 24 32 --lr 1e-2 "
           "--weight-decay 0.1 --warmup 1.2 --ema 0.98 --augment reflect flip --whiten")
@@ -71,7 +88,7 @@ LISTS = {
     "tried": each("--recipe quick", TRIED),
     "claims": {f"{regime}/{name}": f"{SMALL} {length} {flags}"
                for regime, length in REGIMES.items()
-               for name, flags in each("", REGULARISATION | SHAPES, 3).items()},
+               for name, flags in each("", FLAGS, 3).items()},
     "quick": each("--recipe quick", {"quick": ""}, 3) | each("", {
         "paper-values": "--blocks 1 2 2 --widths 32 96 192 --epochs 34"}),
     "weights": each(f"--recipe quick {TRIPLE}", {"triple": "", "mixed": "--refine 0"}),
@@ -80,7 +97,7 @@ LISTS = {
     "gpu-strong": each("--recipe strong", {"strong": ""}, 3),
     "gpu-long": each("--recipe strong --val-size 0 --epochs 600", {"long": ""}),
     "gpu-fast": each(FAST, {f"{n}-epochs": f"--epochs {n}" for n in (10, 15, 30)}, 3),
-    "gpu-claims": each("--epochs 30", REGULARISATION | {
+    "gpu-claims": each("--epochs 30", dict(list(FLAGS.items())[:9]) | {
         "plain-27": "--plain --blocks 9 9 9 --widths 38 76 152",
         "skips-27": "--blocks 9 9 9 --widths 38 76 152",
         "wide-early": "--blocks 2 2 2 --widths 128 160 320",
@@ -88,13 +105,12 @@ LISTS = {
 }
 
 
-def run_one(run, flags):
+def run_one(folder, flags):
     """Train, or resume, what has no result yet; True if it came to its end.
 
     One thread each, if the environment says nothing else: the number of threads changes the bits,
     and two jobs of two threads on two cores take three times as long.
     """
-    folder = HERE / run
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "result.json").exists():
         command = [sys.executable, "train.py", *flags, "--out", str(folder)]
@@ -112,7 +128,8 @@ def read_rows(path):
 def flop(settings):
     """Floating-point operations of a training: 2 per multiply-add forward, and 4 backward for the
     gradients of inputs and of weights."""
-    model, args = ResNet(settings["blocks"], settings["widths"]), argparse.Namespace(**settings)
+    args = argparse.Namespace(**settings)
+    model = ResNet(args.blocks, args.widths, not args.plain)
     work = {size: sum(row[3] for row in layer_table(model, size)) for size in args.sizes}
     images = args.train_size or 50_000 - args.val_size
     return 6 * (images // args.batch_size * args.batch_size) * sum(
@@ -150,6 +167,8 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
+    rehearsal = args.flags or args.data == "fake"
+    place = HERE / "rehearsal" if rehearsal else HERE
     runs = [(list_name, name, [*shlex.split(flags), "--data", args.data, *args.flags])
             for list_name in args.lists
             for name, flags in LISTS[list_name].items() if args.only in name]
@@ -159,16 +178,16 @@ def main(argv=None):
         return
     failed = []
     with ThreadPool(args.jobs) as pool:         # which Ctrl-C leaves without starting the next run
-        done = pool.imap_unordered(lambda r: (r[0], r[1], run_one(f"{r[0]}/{r[1]}", r[2])), runs)
+        done = pool.imap_unordered(lambda r: (r[0], r[1], run_one(place / r[0] / r[1], r[2])), runs)
         for i, (list_name, name, ended) in enumerate(done, start=1):
             run = f"{list_name}/{name}"
             print(f"{i}/{len(runs)} {run}: {'done' if ended else 'failed'}", flush=True)
             if not ended:
                 failed.append(run)
-            elif not args.flags:
+            elif not rehearsal:
                 record(list_name, name)
     if failed:
-        raise SystemExit(f"error: failed, see terminal.log in results/: {' '.join(failed)}")
+        raise SystemExit(f"error: failed, see terminal.log in {place}: {' '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -13,34 +13,8 @@ from statistics import mean, stdev, variance
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from run import HERE, REGIMES, SCREEN, read_rows            # first: it finds the main scripts
+from run import CLAIMS, HERE, REGIMES, SCREEN, read_rows        # first: it finds the main scripts
 from model import Help, start, whole_file
-
-# question, the paper's words, run, the run that it is compared with
-CLAIMS = [
-    ("its recipe", "93 to 94% validation", "recipe", None),
-    ("without label smoothing", "notably worse", "no-smoothing", "recipe"),
-    ("without AutoAugment", "notably worse", "no-autoaugment", "recipe"),
-    ("without erasing", "worse", "no-erasing", "recipe"),
-    ("without rotation", "worse", "no-rotation", "recipe"),
-    ("without jitter", "worse", "no-jitter", "recipe"),
-    ("crop and flip alone", "worse", "crop-and-flip", "recipe"),
-    ("neither augmentation nor smoothing", "worse", "nothing", "recipe"),
-    ("one draw per image", "-", "single-draws", "recipe"),
-    ("12 blocks with skips (79,314 parameters)", "-", "skips-12", None),
-    ("12 blocks without", "about 75%", "plain-12", "skips-12"),
-    ("27 blocks with skips (84,725), against 12", "-", "skips-27", "skips-12"),
-    ("27 blocks without, against that", "\"degraded\"", "plain-27", "skips-27"),
-    ("deep: 4 4 4 at 8-16-32 (93,202)", "-", "deep-equal-size", None),
-    ("wide early: 1 1 1 at 32-32-64 (97,514), against that", "better", "wide-early",
-     "deep-equal-size"),
-    ("deep, as much arithmetic: 4 4 4 at 11-22-44 (175,405), against wide", "-", "deep-equal-work",
-     "wide-early"),
-    ("lr 1e-4, weight decay 0.01", "its setting", "decay-0.01", None),
-    ("weight decay 0.1", "-", "decay-0.1", "decay-0.01"),
-    ("weight decay 1", "-", "decay-1", "decay-0.01"),
-    ("weight decay 3", "-", "decay-3", "decay-0.01"),
-]
 
 
 def load_runs():
@@ -64,34 +38,21 @@ def percent(values):
 
 def first_row(name):
     """The run of CLAIMS which this one is compared with, directly or through others."""
-    baselines = {run: baseline for _, _, run, baseline in CLAIMS}
-    while baselines[name]:
-        name = baselines[name]
-    return name
+    return first_row(CLAIMS[name][2]) if CLAIMS[name][2] else name
 
 
 def difference(runs, name, baseline):
-    """(difference of the means in points, its standard error), or None where one cannot be told.
+    """(difference of the means in points, twice its standard error), or None without a baseline.
 
     The error follows from the noise from seed to seed, pooled over the runs with the same first
     row: three seeds are 4 to 11 points apart without skips, one or two in the recipe.
     """
     a, b = accuracies(runs[name]), accuracies(runs[baseline])
+    if not b:
+        return None
     spreads = [variance(accuracies(rows)) for run, rows in runs.items()
                if len(rows) > 1 and first_row(run) == first_row(name)]
-    if not (a and b and spreads):
-        return None
-    return mean(a) - mean(b), math.sqrt(mean(spreads) * (1 / len(a) + 1 / len(b)))
-
-
-def compared(runs, name, baseline):
-    """(test accuracy and its difference ± twice the standard error; does it exceed that?)."""
-    text, found = f"{mean(accuracies(runs[name])):.1f}", difference(runs, name, baseline)
-    if not found:
-        return text, "-"
-    gain, bound = found[0], 2 * found[1]
-    verdict = "within noise" if abs(gain) <= bound else "better" if gain > 0 else "worse"
-    return f"{text} ({gain:+.1f}±{bound:.1f})", verdict
+    return mean(a) - mean(b), 2 * math.sqrt(mean(spreads) * (1 / len(a) + 1 / len(b)))
 
 
 def table(head, rows):
@@ -100,17 +61,26 @@ def table(head, rows):
 
 
 def claims(runs):
-    rows = []
-    for question, paper, name, baseline in CLAIMS:
-        (a, of_a), (b, of_b) = (compared(runs[f"claims/{regime}"], name, baseline)
-                                for regime in REGIMES)
-        verdict = of_a if of_a == of_b else f"(a) {of_a}, (b) {of_b}"
-        if paper != "-":
-            claimed = "better" if paper == "better" else "worse"
-            verdict = re.sub("better|worse", lambda word: f"{word[0]}, not as claimed", verdict)
-            verdict = verdict.replace(f"{claimed}, not as claimed", f"{claimed}, as claimed")
-        rows.append([question, paper, a, b, verdict, f"`{name}`"])
-    return table(["question", "the paper", "(a) test %", "(b) test %", "verdict", "`--only`"], rows)
+    lines = []
+    for name, (question, paper, baseline, _) in CLAIMS.items():
+        cells, verdicts = [], []
+        for regime in REGIMES:
+            of_regime = runs[f"claims/{regime}"]
+            text = f"{mean(accuracies(of_regime[name])):.1f}"
+            if found := difference(of_regime, name, baseline):
+                gain, bound = found
+                text += f" ({gain:+.1f}±{bound:.1f})"
+                verdict = "better" if gain > bound else "worse" if gain < -bound else "within noise"
+                if paper != "-" and verdict != "within noise":
+                    holds = verdict == ("better" if paper == "better" else "worse")
+                    verdict += ", as claimed" if holds else ", not as claimed"
+                verdicts.append(verdict)
+            cells.append(text)
+        verdict = "; ".join(f"({r}) {v}" for r, v in zip("ab", verdicts))
+        verdict = verdicts[0] if len(set(verdicts)) == 1 else verdict or "-"
+        lines.append([question, paper, *cells, verdict, f"`{name}`"])
+    head = ["question", "the paper", "(a) test %", "(b) test %", "verdict", "`--only`"]
+    return table(head, lines)
 
 
 RECIPES = {"gpu-long": "strong, all 50,000 images, 600 epochs", "gpu-strong": "strong",
@@ -175,8 +145,9 @@ def main(argv=None):
                      lambda m: f"{m[1]}{parts[m[2]]}\n", old)
         if args.check and new != old:
             raise SystemExit(f"error: {path.name} is out of date: python results/tables.py")
-        with whole_file(path) as file:
-            file.write(new.encode())
+        if new != old:
+            with whole_file(path) as file:
+                file.write(new.encode())
 
 
 if __name__ == "__main__":
