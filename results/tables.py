@@ -73,14 +73,13 @@ def claims(runs):
                 verdict = "better" if gain > bound else "worse" if gain < -bound else "within noise"
                 if paper != "-" and verdict != "within noise":
                     holds = verdict == ("better" if paper == "better" else "worse")
-                    verdict += ", as claimed" if holds else ", not as claimed"
+                    verdict = "holds" if holds else "the opposite"
                 verdicts.append(verdict)
             cells.append(text)
         verdict = "; ".join(f"({r}) {v}" for r, v in zip("ab", verdicts))
         verdict = verdicts[0] if len(set(verdicts)) == 1 else verdict or "-"
-        lines.append([question, paper, *cells, verdict, f"`{name}`"])
-    head = ["question", "the paper", "(a) test %", "(b) test %", "verdict", "`--only`"]
-    return table(head, lines)
+        lines.append([question, paper, *cells, verdict])
+    return table(["question", "the paper", "(a) test %", "(b) test %", "verdict"], lines)
 
 
 RECIPES = {"gpu-long": "strong, all 50,000 images, 600 epochs", "gpu-strong": "strong",
