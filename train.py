@@ -50,8 +50,8 @@ def train_step(parts, x, target, label_smoothing):
     with autocast(x.device, parts.dtype):
         logits = parts.network(x)                                           # (B, 10)
         # Smoothing 0.1 asks for 91% on the right class and 1% on each other one, not for 100% and
-        # 0%. Finite logits reach that, so they stop growing once an image is fitted (Szegedy et
-        # al., arXiv:1512.00567, the paper's reference 2).
+        # 0%. Finite logits reach that, so they stop growing once an image is fitted
+        # (arXiv:1512.00567, the paper's reference 2).
         loss = F.cross_entropy(logits, target, label_smoothing=label_smoothing)
     # scale() acts only in float16, where small gradients would become 0
     parts.scaler.scale(loss).backward()
@@ -119,9 +119,10 @@ def main(argv=None):
         history = restore(out / "last.pt", parts, args)
         save(out, parts, args, history)         # a kill may have come between two of its files
     count = sum(p.numel() for p in parts.model.parameters())
-    print(f"{count:,} parameters, {args.epochs} epochs of {parts.steps} steps, {machine(parts)}")
-    if device.type == "cpu" and count > 3e6:            # the paper's network: ten minutes an epoch
+    if device.type == "cpu" and count > 3e6:        # the paper's network: ten minutes per epoch
         print("many hours without a GPU: --recipe quick has a twentieth of the work")
+    print(f"{count:,} parameters, {args.epochs} epochs of {parts.steps} steps, {machine(parts)}",
+          flush=True)
     for epoch in range(len(history) + 1, args.epochs + 1):
         begin, lr = time.perf_counter(), parts.optimizer.param_groups[0]["lr"]
         row = {"epoch": epoch, "size": size_in(epoch, args), "lr": lr}
