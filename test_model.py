@@ -240,13 +240,14 @@ def test_download_goes_on_until_a_mirror_gives_the_official_bytes(tmp_path, monk
     errors, urls = [OSError("no route"), RuntimeError("File not found or corrupted.")], []
 
     def cifar10(root, train, download):             # torchvision's checks the MD5 of every file
+        assert root == tmp_path                     # which holds cifar-10-batches-py
         urls.append(cifar10.url)
         if errors:
             raise errors.pop()
         return SimpleNamespace(data=np.zeros((2, 32, 32, 3), np.uint8), targets=[3, 4])
 
     monkeypatch.setattr(data.datasets, "CIFAR10", cifar10)
-    images, labels = data.load_data(tmp_path, train=True)
+    images, labels = data.load_data(tmp_path / "cifar-10-batches-py", train=True)
     assert images.shape == (2, 3, 32, 32) and labels.tolist() == [3, 4] and urls == data.MIRRORS and len(urls) == 3
 
 
@@ -300,6 +301,9 @@ def test_steps_overfit_one_batch_and_drop_old_gradients_before_the_forward_pass(
     losses = [train.train_step(parts, x, labels[:32], label_smoothing=0)[0].item() for _ in range(40)]
     assert losses[39] < 0.05
     assert dropped == [True] * 40 and any(p.grad is not None for p in parts.model.parameters())
+    loss, logits = train.train_step(parts, x, labels[:32], label_smoothing=0.1)
+    right, every = F.nll_loss(logits.float().log_softmax(1), labels[:32]), -logits.float().log_softmax(1).mean()
+    assert loss.item() == pytest.approx((0.9 * right + 0.1 * every).item(), rel=0.01)
 
 
 def test_sizes_share_the_epochs_cutmix_counts_the_larger_share_and_the_last_epochs_are_refined(monkeypatch):
@@ -318,6 +322,7 @@ def test_sizes_share_the_epochs_cutmix_counts_the_larger_share_and_the_last_epoc
     assert [size for _, size in drawn] == [16] * 3 + [24] * 5 + [32] * 2
     assert [names for names, _ in drawn] == [["trivial"]] * 8 + [["reflect", "flip"]] * 2
     assert [target.dim() for target in asked] == [2] * 16 + [1] * 4             # two steps an epoch
+    assert not torch.equal(asked[16], asked[18])                # epochs 9 and 10 have draws of their own
     shares = torch.cat(asked[:16])
     assert ((shares > 0) & (shares < 1)).any()
     torch.testing.assert_close(shares.sum(1), torch.ones(1600))
@@ -355,6 +360,11 @@ def test_training_learns_and_leaves_every_file(trained):
     assert result["parameters"] == sum(p.numel() for p in ResNet((1, 1, 1), (8, 16, 16)).parameters())
     assert result["settings"]["cutmix"] == 0.5 and result["machine"].startswith("CPU with ")
     assert not same(last["states"]["model"], last["weights"])           # what predicts is the average
+    images, labels = data.fake_data(train=True)
+    val = data.split(labels, 500, 2400, seed=0)[1]
+    net, dtype = model.load_checkpoint(trained / "last.pt")[0], model.pick_dtype(torch.device("cpu"))
+    logits = predict.predict(net, images[val], dtype)
+    assert F.cross_entropy(logits, labels[val]).item() == pytest.approx(float(rows[2]["val_loss"]))
     assert Image.open(trained / "curves.png").width > 500 and not list(trained.glob("*.part"))
 
 
@@ -387,9 +397,13 @@ def test_compiled_training_leaves_ordinary_names(tmp_path, monkeypatch):
     assert load(tmp_path / "best.pt")["weights"].keys() == ResNet((1, 1, 1), (2, 4, 4)).state_dict().keys()
 
 
-def test_best_pt_is_of_the_first_best_epoch():
-    rows = [{"epoch": epoch, "val_acc": accuracy} for epoch, accuracy in enumerate([0.5, 0.7, 0.7, 0.6], start=1)]
-    assert train.best_epoch(rows) == 2 and train.best_epoch(rows[:1]) == 1
+def test_best_pt_is_of_the_first_best_epoch(tmp_path, monkeypatch):
+    accuracies = iter([0.5, 0.7, 0.7, 0.6])
+    monkeypatch.setattr(train, "evaluate", lambda *_: {"val_acc": next(accuracies)})
+    run(tmp_path, "--epochs 4")
+    best, last = load(tmp_path / "best.pt"), load(tmp_path / "last.pt")
+    assert best["row"]["epoch"] == json.loads((tmp_path / "result.json").read_text())["epoch"] == 2
+    assert not same(best["weights"], last["weights"])
 
 
 def test_without_validation_the_last_epoch_counts_and_without_a_terminal_each_has_a_line(tmp_path, capfd):
