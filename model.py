@@ -206,10 +206,6 @@ def pick_dtype(device, amp="auto"):
     return torch.bfloat16 if device.type == "cpu" and native else torch.float32
 
 
-def autocast(device, dtype):
-    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-
-
 def memory_format(device):
     """channels_last: a pixel's channels lie side by side, so that convolutions read them in one go.
     Not on MPS, whose batch norm gets wrong gradients from it (pytorch/pytorch #175189)."""

@@ -22,7 +22,7 @@ from torchvision.transforms.v2 import functional as TF
 from tqdm import tqdm
 
 from data import class_names, load_data, normalise
-from model import (CLASSES, Help, autocast, load_checkpoint, memory_format, pick_device, pick_dtype,
+from model import (CLASSES, Help, load_checkpoint, memory_format, pick_device, pick_dtype,
                    save_figure, start, whole_file)
 
 MAX_IMAGES = 200_000        # 614 MB
@@ -41,7 +41,7 @@ def predict(model, images, dtype=torch.float32, tta=False):
     device, logits = next(model.parameters()).device, []
     for batch in tqdm(images.split(500), "predicting", leave=False, delay=2, disable=None):
         x = normalise(batch.to(device))                                     # (B, 3, 32, 32)
-        with autocast(device, dtype):
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             views = [model(x).float(), model(x.flip(3)).float()] if tta else [model(x).float()]
         logits.append(sum(views) / len(views))                              # (B, 10)
     return torch.cat(logits)

@@ -29,9 +29,8 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 from data import PAPER, augment, augmentation, load_data, normalise, split
-from model import (CLASSES, Help, add_network_flags, autocast, load_checkpoint, make_network,
-                   memory_format, number, pick_device, pick_dtype, save_checkpoint, save_figure,
-                   start, whole_file)
+from model import (CLASSES, Help, add_network_flags, load_checkpoint, make_network, memory_format,
+                   number, pick_device, pick_dtype, save_checkpoint, save_figure, start, whole_file)
 from predict import accuracy, predict
 
 EMA_EVERY = 8       # steps between two updates of the average of the weights
@@ -47,7 +46,7 @@ def train_step(parts, x, target, label_smoothing):
     the CPU wait for it in every step.
     """
     parts.optimizer.zero_grad()         # first, because CUDA graphs reuse the gradients' memory
-    with autocast(x.device, parts.dtype):
+    with torch.autocast(x.device.type, parts.dtype, enabled=parts.dtype != torch.float32):
         logits = parts.network(x)                                           # (B, 10)
         # Smoothing 0.1 asks for 91% on the right class and 1% on each other one, not for 100% and
         # 0%. Finite logits reach that, so they stop growing once an image is fitted
