@@ -560,6 +560,17 @@ def test_a_run_with_other_flags_is_refused_and_changes_nothing(trained, flags, w
     assert {path.name: path.read_bytes() for path in trained.iterdir()} == before
 
 
+def test_a_run_of_a_mac_is_resumed_in_the_memory_format_of_this_machine(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "memory_format", lambda device: torch.contiguous_format)
+    run_until(train, "save", 1, tmp_path, "")
+    monkeypatch.undo()
+    parts, *_, args = ready("--resume")
+    train.restore(tmp_path / "last.pt", parts, args)
+    for p, state in parts.optimizer.state.items():
+        assert p.stride() == state["exp_avg"].stride() == state["exp_avg_sq"].stride()
+    assert parts.model.stem[0].weight.stride() == (27, 1, 9, 3)
+
+
 @pytest.mark.parametrize("case, why", [
     ("best.pt", "data = None, not fake"), ("other shapes", "another optimizer"), ("alone", "without its best.pt")])
 def test_what_is_no_last_pt_of_this_run_is_refused(trained, tmp_path, case, why):

@@ -231,9 +231,11 @@ def restore(path, parts, args):
     for name, state in checkpoint["states"].items():
         if state:           # a scaler that is off saves {}, which one that is on refuses
             getattr(parts, name).load_state_dict(state)
-    for p, state in parts.optimizer.state.items():  # AdamW's fused step does not check the shapes
-        if not state["exp_avg"].shape == state["exp_avg_sq"].shape == p.shape:
-            raise SystemExit(f"error: {str(path)!r} cannot be resumed: it has another optimizer")
+    for p, state in parts.optimizer.state.items():
+        for name in ("exp_avg", "exp_avg_sq"):      # AdamW's fused step checks neither of the two:
+            if state[name].shape != p.shape:        # the shape,
+                raise SystemExit(f"error: {str(path)!r} cannot be resumed: another optimizer")
+            state[name] = torch.empty_like(p).copy_(state[name])    # and an MPS run's memory format
     history = checkpoint["history"]
     if best_epoch(history) < len(history) and not path.with_name("best.pt").exists():
         raise SystemExit(f"error: {str(path)!r} cannot be resumed without its best.pt beside it")
