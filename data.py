@@ -81,11 +81,12 @@ def split(labels, val_size, train_size, seed):
     """Indices of training and validation images, as many of each class, drawn by the seed alone.
 
     val_size and train_size count images; train_size None takes all that validation leaves.
-    SystemExit if they cannot be divided by the ten classes.
+    SystemExit if they cannot be divided by the ten classes, or are more than there are.
     """
-    if val_size % CLASSES or (train_size or 0) % CLASSES:
+    sizes = (val_size, train_size or 0)
+    if sum(sizes) > len(labels) or any(size % CLASSES for size in sizes):
         raise SystemExit("error: --val-size and --train-size must be multiples of 10, for as many "
-                         "images of each class")
+                         f"images of each class, and together no more than {len(labels):,}")
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     of_class = [order[labels[order] == c] for c in range(CLASSES)]
     val = val_size // CLASSES                                               # per class

@@ -223,6 +223,7 @@ def test_split_is_disjoint_balanced_and_stable():
     assert len(data.split(labels, 0, None, seed=3)[1]) == 0
     assert_refused("multiples of 10", data.split, labels, 105, None, 3)
     assert_refused("multiples of 10", data.split, labels, 100, 9, 3)
+    assert_refused("no more than 1,000", data.split, labels, 100, 910, 3)
 
 
 def test_fake_data_is_the_same_each_time():
