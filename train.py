@@ -17,7 +17,6 @@ import json
 import math
 import os
 import shlex
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -244,7 +243,7 @@ def restore(path, parts, args):
 
 def settings(args):
     """The flags that a result depends on. Those of the machine may change when a run is resumed."""
-    free = ("recipe", "out", "resume", "device", "amp", "compile", "deterministic", "command")
+    free = ("recipe", "out", "resume", "device", "amp", "compile", "deterministic")
     kept = {name: value for name, value in vars(args).items() if name not in free}
     return kept | {"data": "fake" if args.data == "fake" else "cifar10"}
 
@@ -286,9 +285,9 @@ def report(out, parts, args, history):
     images, labels = load_data(args.data, train=False)
     test_acc = accuracy(predict(model, images, parts.dtype).cpu(), labels)
     best, seconds = checkpoint["row"], sum(row["seconds"] for row in history)
-    result = {"command": args.command, "test_acc": test_acc, "val_acc": best.get("val_acc"),
-              "epoch": best["epoch"], "parameters": sum(p.numel() for p in model.parameters()),
-              "seconds": seconds, "machine": machine(parts), "settings": settings(args)}
+    result = {"test_acc": test_acc, "val_acc": best.get("val_acc"), "epoch": best["epoch"],
+              "parameters": sum(p.numel() for p in model.parameters()), "seconds": seconds,
+              "machine": machine(parts), "settings": settings(args)}
     with whole_file(out / "result.json") as file:
         file.write((json.dumps(result, indent=1) + "\n").encode())
     print(f"test accuracy {test_acc:.2%} in epoch {best['epoch']}, {seconds / 60:.1f} minutes")
@@ -308,7 +307,6 @@ RECIPES = {         # defaults; a flag that is typed wins
 
 
 def parse_args(argv=None):
-    argv = sys.argv[1:] if argv is None else argv
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--recipe", choices=RECIPES, default="paper", help="defaults to start from")
     args, typed = first.parse_known_args(argv)
@@ -317,7 +315,7 @@ def parse_args(argv=None):
     add_run_flags(parser.add_argument)
     add_network_flags(parser.add_argument)
     add_recipe_flags(parser.add_argument)
-    parser.set_defaults(**RECIPES[args.recipe], command=shlex.join(["python", "train.py", *argv]))
+    parser.set_defaults(**RECIPES[args.recipe])
     return parser.parse_args(typed, args)
 
 
