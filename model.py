@@ -92,9 +92,10 @@ class ResNet(nn.Module):
         """Set the stem's filters to the whitening directions of 2x2 patches, and freeze them.
 
         Neighbouring pixels are nearly equal, so what tells patches apart is faint and learned late.
-        These filters have uncorrelated outputs of equal variance (arXiv:2404.00498, section 3.2).
-        Each stands there with its sign flipped, too, because ReLU keeps one side. Filters beyond 24
-        stay random, frozen too. images: float (N, 3, H, W), normalised.
+        These filters have uncorrelated outputs of equal variance, but for the two faintest
+        (arXiv:2404.00498, section 3.2). Each stands there with its sign flipped, too, because ReLU
+        keeps one side. Filters beyond 24 stay random, frozen too. images: float (N, 3, H, W),
+        normalised.
         """
         weight = self.stem[0].weight                                        # (64, 3, 3, 3)
         patches = F.unfold(images, 2).transpose(1, 2).reshape(-1, 12)       # (N * 961, 12)
@@ -186,8 +187,9 @@ def pick_device(name=None):
         name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
     try:
         torch.zeros(1, device=name).cpu()           # fails on "meta", too
-    except (RuntimeError, AssertionError):
-        raise SystemExit(f"error: no device {name!r} can be used here: try --device cpu") from None
+    except Exception as error:                      # each device has errors of its own
+        raise SystemExit(f"error: no device {name!r} can be used here ({error!r:.200}): "
+                         "try --device cpu") from None
     return torch.device(name)
 
 

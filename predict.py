@@ -5,7 +5,8 @@
     python predict.py --ckpt best.pt --input my_photos/         # a folder; IDs are the names
     python predict.py --ckpt best.pt --input cifar_test_nolabel.pkl --tta   # the competition's file
 
-Writes submission.csv and, for the labelled test set, confusion.png and mistakes.png beside it.
+Writes submission.csv (not for a single picture) and, for the labelled test set, confusion.png and
+mistakes.png beside it.
 """
 import argparse
 import csv
@@ -87,7 +88,7 @@ def parse_args(argv=None):
     flag("--ckpt", required=True, help="checkpoint of train.py: best.pt or weights/*.pt")
     flag("--data", default="data", help='folder of CIFAR-10 whose test set is predicted, or "fake"')
     flag("--input", help="predict unlabelled images instead: a .pkl, a picture, a folder of them")
-    flag("--out", default="submission.csv", help="the CSV; pictures are put beside it")
+    flag("--out", default="submission.csv", help="the CSV (none for a single picture)")
     flag("--tta", action="store_true", help="average each image and its mirror image")
     flag("--device", help="cpu, cuda or mps, if not the accelerator that is found")
     return parser.parse_args(argv)
@@ -142,7 +143,7 @@ def draw_mistakes(images, logits, labels, names):
 def read_images(path):
     """IDs (int or str) and images (uint8 (N, 3, 32, 32)) of a pickle, a picture, or a folder.
 
-    SystemExit for anything else, and before memory is taken for a file that is too large.
+    SystemExit for anything else, and before memory is taken for a pickle that is too large.
     """
     path = Path(path)
     try:

@@ -84,8 +84,8 @@ def train_epoch(parts, images, labels, args, epoch):
         if args.ema and step % EMA_EVERY == 0:
             update_average(parts, args.ema)
     if not all(x.isfinite().all() for x in [losses, *parts.model.state_dict().values()]):
-        raise SystemExit(f"error: the loss or a weight is not finite in epoch {epoch}: start anew "
-                         "with a lower --lr or a longer --warmup, or resume with --amp off")
+        raise SystemExit(f"error: the loss or a weight is not finite in epoch {epoch}: choose a "
+                         "lower --lr or a longer --warmup, and a new --out; or --amp off")
     return {"train_loss": losses.mean().item(), "train_acc": correct.sum().item() / len(order)}
 
 
@@ -189,7 +189,7 @@ def update_average(parts, decay):
     The decay rises to its value: with 0.99 from the start, 64% of the untrained weights would still
     be there after the 44 updates of an epoch.
     """
-    updates = parts.scheduler.last_epoch // EMA_EVERY           # last_epoch counts steps here
+    updates = parts.scheduler.last_epoch // EMA_EVERY   # about: last_epoch counts all steps here
     decay = min(decay, (1 + updates) / (10 + updates))
     now = parts.model.state_dict()
     for name, average in parts.predictor.state_dict().items():
@@ -329,7 +329,8 @@ def add_run_flags(flag):
     flag("--device", help="cpu, cuda or mps, if not the accelerator that is found")
     flag("--amp", choices=["auto", "bf16", "fp16", "off"], default="auto",
          help="mixed precision; auto: bf16 where native, fp16 on older CUDA cards, else off")
-    flag("--compile", action="store_true", help="torch.compile: after a minute steps are faster")
+    flag("--compile", action="store_true", help="torch.compile, which needs a C++ compiler: a "
+         "minute later steps are faster")
     flag("--deterministic", action="store_true", help="the same bits again on a GPU, too; slower")
 
 
@@ -345,7 +346,7 @@ def add_recipe_flags(flag):
     flag("--whiten", action=argparse.BooleanOptionalAction, default=False,
          help="fixed whitening filters in the stem")
     flag("--ema", type=share, default=0.0, help="decay of an average of the weights, which then "
-         f"predicts; updated every {EMA_EVERY} steps; 0: none")
+         f"predicts; updated in every {EMA_EVERY}th step of an epoch; 0: none")
     flag("--augment", nargs="*", choices=[*PAPER, "reflect", "trivial"], default=PAPER,
          metavar="NAME", help=f"any of {' '.join(PAPER)} reflect trivial, in the order given")
     flag("--cutmix", type=share, default=0.0, help="share of batches mixed (arXiv:1905.04899)")
