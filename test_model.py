@@ -183,6 +183,7 @@ def test_papers_augmentation_stands_in_its_order_and_erases_last():
     steps = data.augmentation().transforms
     assert [type(step).__name__ for step in steps[:5]] == [
         "RandomRotation", "RandomHorizontalFlip", "RandomCrop", "ColorJitter", "AutoAugment"]
+    assert steps[3].hue is None and steps[3].brightness == (0.8, 1.2)
     assert steps[5] is data.normalise and type(steps[6]).__name__ == "RandomErasing" and steps[6].p == 0.2
 
 
@@ -283,6 +284,18 @@ def ready(flags=""):
     return train.build(args, images, torch.device("cpu")), images, labels, args
 
 
+def test_every_flag_of_the_recipe_reaches_what_it_names():
+    parts, *_ = ready("--lr 0.3 --weight-decay 0.7 --warmup 2 --epochs 4 --dropout 0.4 --plain --whiten --ema 0.5")
+    assert [group["weight_decay"] for group in parts.optimizer.param_groups] == [0.7, 0]
+    assert parts.optimizer.param_groups[0]["lr"] == pytest.approx(0.3 / 4)          # the first of four warm-up steps
+    assert parts.model.config == {"blocks": [1, 1, 1], "widths": [2, 4, 4], "residual": False, "dropout": 0.4}
+    assert not parts.model.stem[0].weight.requires_grad and parts.predictor is not parts.model
+    first, second, third = (ready(f"--seed {seed}")[0].model.state_dict() for seed in (0, 0, 1))
+    assert same(first, second) and not same(first, third)
+    free = "--resume --out o --device cuda --amp fp16 --compile --deterministic --data elsewhere"
+    assert train.settings(train.parse_args(free.split())) == train.settings(train.parse_args([]))
+
+
 def test_steps_overfit_one_batch_and_drop_old_gradients_before_the_forward_pass():
     parts, _, labels, _ = ready("--widths 8 16 16 --epochs 100")
     parts.model.train()
@@ -292,28 +305,33 @@ def test_steps_overfit_one_batch_and_drop_old_gradients_before_the_forward_pass(
     losses = [train.train_step(parts, x, labels[:32], label_smoothing=0)[0].item() for _ in range(40)]
     assert losses[39] < 0.05
     assert dropped == [True] * 40 and any(p.grad is not None for p in parts.model.parameters())
+    parts.dtype = torch.bfloat16
     loss, logits = train.train_step(parts, x, labels[:32], label_smoothing=0.1)
+    assert logits.dtype == torch.bfloat16
     right, every = F.nll_loss(logits.float().log_softmax(1), labels[:32]), -logits.float().log_softmax(1).mean()
     assert loss.item() == pytest.approx((0.9 * right + 0.1 * every).item(), rel=0.01)
 
 
 def test_sizes_share_the_epochs_cutmix_counts_the_larger_share_and_the_last_epochs_are_refined(monkeypatch):
-    asked, drawn = [], []
+    asked, drawn, averaged = [], [], []
 
     def answer_what_is_asked(parts, x, target, label_smoothing):
-        assert parts.model.training
+        assert parts.model.training and label_smoothing == 0.3
         asked.append(target)
         return torch.zeros(()), target if target.dim() == 2 else F.one_hot(target, 10)
 
     monkeypatch.setattr(train, "train_step", answer_what_is_asked)
     monkeypatch.setattr(train, "augmentation", lambda *args: drawn.append(args) or data.augmentation(*args))
-    run = ready("--augment trivial --cutmix 1 --refine 0.2 --epochs 10 --sizes 16 24 24 32")
+    monkeypatch.setattr(train, "update_average", lambda parts, decay: averaged.append(decay))
+    run = ready("--augment trivial --cutmix 1 --refine 0.2 --epochs 10 --sizes 16 24 24 32 "
+                "--label-smoothing 0.3 --ema 0.7")
     run[0].model.eval()                                         # as an evaluation leaves it
     assert [train.train_epoch(*run, epoch)["train_acc"] for epoch in range(1, 11)] == [1] * 10
     assert [size for _, size in drawn] == [16] * 3 + [24] * 5 + [32] * 2
     assert [names for names, _ in drawn] == [["trivial"]] * 8 + [["reflect", "flip"]] * 2
     assert [target.dim() for target in asked] == [2] * 16 + [1] * 4             # two steps an epoch
     assert not torch.equal(asked[16], asked[18])                # epochs 9 and 10 have draws of their own
+    assert averaged == [0.7] * 10                               # in one of the two steps
     shares = torch.cat(asked[:16])
     assert ((shares > 0) & (shares < 1)).any()
     torch.testing.assert_close(shares.sum(1), torch.ones(1600))
@@ -374,6 +392,7 @@ def test_the_same_seed_gives_the_same_run_and_another_another(tmp_path, monkeypa
         torch.manual_seed(9)                        # the random state before a run does not count
         run(tmp_path / str(seed), f"{FLAGS} --seed {seed}")
         assert (history(tmp_path / str(seed)) == history(uninterrupted)) == same
+    assert splits == [(200, 300, 0), (200, 300, 1)] and groups == [50] * 6
 
 
 def test_compiled_training_leaves_ordinary_names(tmp_path, monkeypatch):
@@ -635,12 +654,19 @@ def test_every_input_format_gives_the_same_images(tmp_path):
     assert torch.equal(found, images) and found_ids == [f"img{i}" for i in plain]
     Image.fromarray(nhwc[0]).resize((64, 80)).convert("L").save(tmp_path / "big.jpg")
     assert predict.read_images(tmp_path / "big.jpg")[1].shape == (1, 3, 32, 32)
+    (turned := Image.Exif())[0x0112] = 6                        # a phone that was held upright
+    Image.fromarray(nhwc[0]).save(tmp_path / "phone.png", exif=turned)
+    assert torch.equal(predict.read_images(tmp_path / "phone.png")[1][0], images[0].rot90(-1, (1, 2)))
 
 
-def test_ids_come_out_in_the_order_of_the_file_and_names_as_valid_csv(trained, tmp_path):
-    ids = ["z", 3, "a,b", 'say "hi"', "two\nlines", "a;b", "ünï", 1]
+def test_ids_come_out_in_the_order_of_the_file_and_names_as_valid_csv(trained, tmp_path, monkeypatch, capsys):
+    ids, logits, asked = ["z", 3, "a,b", 'say "hi"', "two\nlines", "a;b", "ünï", 1], torch.eye(10)[:8], []
     (tmp_path / "x.pkl").write_bytes(pickle.dumps({b"data": np.zeros((8, 3072), np.uint8), b"ids": ids}))
-    assert predicted(trained / "best.pt", tmp_path, "--input", tmp_path / "x.pkl", "--tta")[0] == [str(i) for i in ids]
+    monkeypatch.setattr(predict, "predict", lambda *args: asked.append(args[3]) or logits)
+    for flags in ([], ["--tta"]):
+        found = predicted(trained / "best.pt", tmp_path, "--input", tmp_path / "x.pkl", *flags)
+        assert found[0] == [str(i) for i in ids] and found[1].tolist() == list(range(8))
+    assert asked == [False, True] and capsys.readouterr().out.count("%") == 2 * 8 * 3        # few images are named, too
 
 
 # ---- untrusted files -------------------------------------------------------------------------------
@@ -792,6 +818,13 @@ def test_mean_and_std_are_those_of_the_training_images():
         values = torch.arange(256, dtype=torch.float64) / 255
         found = (count * values).sum()
         assert (round(found.item(), 4), round((count * (values - found) ** 2).sum().sqrt().item(), 4)) == (mean, std)
+
+
+@needs_cifar10
+def test_the_shipped_weights_are_right_on_nine_of_ten_test_images():
+    images, labels = data.load_data(os.environ["CIFAR10"], train=False)
+    logits = predict.predict(model.load_checkpoint(HERE / "weights/quick.pt")[0], images[:1000])
+    assert predict.accuracy(logits, labels[:1000]) > 0.9
 
 
 @needs_cifar10
