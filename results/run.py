@@ -75,7 +75,7 @@ SCREENED = {
     "base": "", "black-border": "--augment crop flip",
     "black-border-decay-0.2": "--augment crop flip --weight-decay 0.2",
     "smoothing-0.2": "--label-smoothing 0.2", "lr-2e-2": "--lr 2e-2", "lr-5e-3": "--lr 5e-3",
-    "batch-64": "--batch-size 64"}
+    "batch-64": "--batch-size 64", "no-whiten": "--no-whiten"}
 TRIED = {
     "batch-64": "--batch-size 64", "unrefined": "--refine 0", "cutmix-0.5": "--cutmix 0.5",
     "no-cutmix": "--cutmix 0", "no-ema": "--ema 0", "full-size": "--sizes 32 --epochs 22",
