@@ -230,11 +230,13 @@ def restore(path, parts, args):
     for name, state in checkpoint["states"].items():
         if state:           # a scaler that is off saves {}, which one that is on refuses
             getattr(parts, name).load_state_dict(state)
+    # AdamW's fused step takes for granted that its averages have the shape of the weights, and
+    # their memory format, which is another one on MPS.
     for p, state in parts.optimizer.state.items():
-        for name in ("exp_avg", "exp_avg_sq"):      # AdamW's fused step checks neither of the two:
-            if state[name].shape != p.shape:        # the shape,
+        for name in ("exp_avg", "exp_avg_sq"):
+            if state[name].shape != p.shape:
                 raise SystemExit(f"error: {str(path)!r} cannot be resumed: another optimizer")
-            state[name] = torch.empty_like(p).copy_(state[name])    # and an MPS run's memory format
+            state[name] = torch.empty_like(p).copy_(state[name])
     history = checkpoint["history"]
     if best_epoch(history) < len(history) and not path.with_name("best.pt").exists():
         raise SystemExit(f"error: {str(path)!r} cannot be resumed without its best.pt beside it")
