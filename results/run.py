@@ -85,7 +85,8 @@ TRIPLE = "--widths 32 128 256 --epochs 57 --cutmix 0.5 --val-size 1000"     # to
 FAST = "--recipe quick --cutmix 0 --refine 0 --blocks 2 2 2 --widths 64 128 256 --batch-size 512"
 LISTS = {
     "screen": each(SCREEN, SCREENED),
-    "tried": each("--recipe quick", TRIED),
+    "tried": each("--recipe quick", TRIED) | each(
+        "--recipe quick", {"no-whiten": "--no-whiten"}, 2),
     "claims": {f"{regime}/{name}": f"{SMALL} {length} {flags}"
                for regime, length in REGIMES.items()
                for name, flags in each("", FLAGS, 3).items()},
