@@ -94,9 +94,9 @@ class ResNet(nn.Module):
         Neighbouring pixels are nearly equal, so what tells patches apart is faint and learned late.
         These filters have uncorrelated outputs of equal variance, but for the two faintest
         (arXiv:2404.00498, section 3.2). Each stands there with its sign flipped, too, because ReLU
-        keeps one side. Filters beyond 24 stay random, frozen too. After six epochs (one seed) they
-        are a point better, but faint noise, which fills such directions, costs 32 points instead of
-        3; after 34 epochs (two seeds) they are no better (results/README.md).
+        keeps one side. Filters beyond 24 stay random, frozen too. A help in short runs: a point
+        after six epochs (one seed), none after 34 (two seeds). Its price: faint noise fills such
+        directions, and costs 32 points instead of 3 (results/README.md).
         images: float (N, 3, H, W), normalised.
         """
         weight = self.stem[0].weight                                        # (64, 3, 3, 3)

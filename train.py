@@ -1,7 +1,7 @@
 """Train the paper's network on CIFAR-10 (paper section 2.2), from the images to the test accuracy.
 
     python train.py                     # the paper's recipe; a GPU's work
-    python train.py --recipe quick      # a smaller network: an hour on two CPU cores
+    python train.py --recipe quick      # a smaller network: an hour or two on two CPU cores
     python train.py --blocks 1 1 1 --widths 16 32 64 --epochs 5 --lr 3e-3       # in minutes
     python train.py --data fake --blocks 1 1 1 --widths 8 16 32 --epochs 3 --lr 3e-3 --out fake
     python train.py --resume            # continues after an interruption
@@ -300,8 +300,8 @@ def report(out, parts, args, history):
 # ---- the command line ------------------------------------------------------------------------
 RECIPES = {         # defaults; a flag that is typed wins
     "paper": {},    # the defaults below are the paper's own
-    "quick": dict(blocks=[1, 2, 2], widths=[32, 96, 192], whiten=True, epochs=34,
-                  sizes=[20, 24, 32], lr=1e-2, weight_decay=0.1, warmup=3.0, ema=0.98,
+    "quick": dict(blocks=[1, 2, 2], widths=[32, 96, 192], epochs=34, sizes=[20, 24, 32],
+                  lr=1e-2, weight_decay=0.1, warmup=3.0, ema=0.98,
                   augment=["reflect", "flip"], cutmix=0.3, refine=0.15),
     "strong": dict(lr=3e-3, weight_decay=0.1, warmup=5.0, ema=0.992,
                    augment=["reflect", "flip", "trivial"], cutmix=0.5, refine=0.15),
@@ -345,8 +345,7 @@ def add_recipe_flags(flag):
     flag("--weight-decay", type=positive, default=1e-2, help="AdamW's, of filters and matrices")
     flag("--label-smoothing", type=share, default=0.1, help="share spread over all classes")
     flag("--dropout", type=share, default=0.0, help="rate before the classifier")
-    flag("--whiten", action=argparse.BooleanOptionalAction, default=False,
-         help="fixed whitening filters in the stem")
+    flag("--whiten", action="store_true", help="a fixed, whitening stem: for short runs")
     flag("--ema", type=share, default=0.0, help="decay of an average of the weights, which then "
          f"predicts; updated in every {EMA_EVERY}th step of an epoch; 0: none")
     flag("--augment", nargs="*", choices=[*PAPER, "reflect", "trivial"], default=PAPER,
