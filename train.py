@@ -118,7 +118,7 @@ def main(argv=None):
         save(out, parts, args, history)         # a kill may have come between two of its files
     count = sum(p.numel() for p in parts.model.parameters())
     if device.type == "cpu" and count > 3e6:        # the paper's network: ten minutes per epoch
-        print("many hours without a GPU: --recipe quick has a twentieth of the work")
+        print("many hours without a GPU: --recipe quick has 4% of the work")
     print(f"{count:,} parameters, {args.epochs} epochs of {parts.steps} steps, {machine(parts)}",
           flush=True)
     for epoch in range(len(history) + 1, args.epochs + 1):
@@ -356,7 +356,7 @@ def add_recipe_flags(flag):
     flag("--sizes", type=number(int, 8, 32), nargs="+", default=[32], help="image sizes in equal "
          "shares of the epochs; evaluation is always at 32")
     flag("--group", type=count, default=250, help="images that share one draw of the augmentation; "
-         "1 is a draw for each, and many times slower")
+         "1 is a draw for each, and slower")
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ CLAIMS = {      # name: (question, the paper's words, the run that it is compare
        for wd in ("0.1", "1", "3")},
 }
 FLAGS = {name: flags for name, (*_, flags) in CLAIMS.items()}
-# What was compared for the quick recipe: with a seventh of its arithmetic, and at full length.
+# What is compared for the quick recipe: with a seventh of its arithmetic, and at full length.
 SCREEN = ("--blocks 1 1 1 --widths 32 128 256 --epochs 6 --sizes 20 24 32 --lr 1e-2 "
           "--weight-decay 0.1 --warmup 1.2 --ema 0.98 --augment reflect flip")
 SCREENED = {

@@ -1,4 +1,4 @@
-"""Write the tables of both READMEs from results/runs.csv: no number in them is typed by hand.
+"""Write the tables of both READMEs from results/runs.csv and *.txt: no result is typed by hand.
 
     python results/tables.py            # fills what stands between <!-- NAME --> and <!-- /NAME -->
     python results/tables.py --check    # changes nothing; status 1 if a table is out of date
@@ -84,7 +84,7 @@ def claims(runs):
 
 RECIPES = {"gpu-long": "strong, all 50,000 images, 600 epochs", "gpu-strong": "strong",
            "gpu-paper": "paper", "gpu-claims": "paper, 30 epochs", "gpu-fast": "quick, shortened",
-           "weights": "quick, three times the arithmetic", "quick": "quick"}
+           "weights": "quick with `--whiten`, three times the arithmetic", "quick": "quick"}
 
 
 def reached(runs):
