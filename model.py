@@ -95,7 +95,7 @@ class ResNet(nn.Module):
         These filters have uncorrelated outputs of equal variance, but for the two faintest
         (arXiv:2404.00498, section 3.2). Each stands there with its sign flipped, too, because ReLU
         keeps one side. Filters beyond 24 stay random, frozen too. A help in short runs: a point
-        after six epochs (one seed), none after 34 (two seeds). Its price: faint noise fills such
+        after six epochs (one seed), none after 34 (three seeds). Its price: faint noise fills such
         directions, and after six epochs costs 32 points instead of 2.5 (results/README.md).
         images: float (N, 3, H, W), normalised.
         """
