@@ -72,10 +72,9 @@ FLAGS = {name: flags for name, (*_, flags) in CLAIMS.items()}
 SCREEN = ("--blocks 1 1 1 --widths 32 128 256 --epochs 6 --sizes 20 24 32 --lr 1e-2 "
           "--weight-decay 0.1 --warmup 1.2 --ema 0.98 --augment reflect flip")
 SCREENED = {
-    "base": "", "whiten": "--whiten", "black-border": "--whiten --augment crop flip",
-    "black-border-decay-0.2": "--whiten --augment crop flip --weight-decay 0.2",
-    "smoothing-0.2": "--whiten --label-smoothing 0.2", "lr-2e-2": "--whiten --lr 2e-2",
-    "lr-5e-3": "--whiten --lr 5e-3", "batch-64": "--whiten --batch-size 64"}
+    "base": "", "whiten": "--whiten", "black-border": "--augment crop flip",
+    "batch-64": "--batch-size 64", "smoothing-0.2": "--whiten --label-smoothing 0.2",
+    "lr-2e-2": "--whiten --lr 2e-2", "lr-5e-3": "--whiten --lr 5e-3"}
 TRIED = {
     "batch-64": "--whiten --batch-size 64", "unrefined": "--whiten --refine 0",
     "cutmix-0.5": "--cutmix 0.5", "no-cutmix": "--cutmix 0", "no-ema": "--ema 0",
