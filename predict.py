@@ -220,7 +220,7 @@ def to_array(record):
 
 
 def read_pictures(path):
-    """A picture, or all of a folder, resized to 32x32; the ID is the file's name without suffix."""
+    """A picture, or all of a folder: the middle square at 32x32. IDs are names without suffix."""
     files, images = [path], []
     if path.is_dir():
         files = [f for f in path.iterdir() if f.suffix.lower() in PICTURES and f.name[0] != "."]
@@ -228,7 +228,7 @@ def read_pictures(path):
     for file in tqdm(files, "reading", leave=False, delay=2, disable=None):
         with Image.open(file, formats=["PNG", "JPEG", "BMP", "WEBP"]) as picture:   # EPS runs code
             upright = ImageOps.exif_transpose(picture).convert("RGB")   # phones store the rotation
-            images.append(TF.pil_to_tensor(upright.resize((32, 32), Image.Resampling.BICUBIC)))
+            images.append(TF.pil_to_tensor(ImageOps.fit(upright, (32, 32))))
     if not images:
         raise ValueError("a folder without pictures")
     return [file.stem for file in files], torch.stack(images)

@@ -654,6 +654,9 @@ def test_every_input_format_gives_the_same_images(tmp_path):
     assert torch.equal(found, images) and found_ids == [f"img{i}" for i in plain]
     Image.fromarray(nhwc[0]).resize((64, 80)).convert("L").save(tmp_path / "big.jpg")
     assert predict.read_images(tmp_path / "big.jpg")[1].shape == (1, 3, 32, 32)
+    (wide := Image.new("RGB", (96, 32))).paste(Image.fromarray(nhwc[0]), (32, 0))
+    wide.save(tmp_path / "wide.png")                            # not squeezed: its middle is what counts
+    assert torch.equal(predict.read_images(tmp_path / "wide.png")[1][0], images[0])
     (turned := Image.Exif())[0x0112] = 6                        # a phone that was held upright
     Image.fromarray(nhwc[0]).save(tmp_path / "phone.png", exif=turned)
     assert torch.equal(predict.read_images(tmp_path / "phone.png")[1][0], images[0].rot90(-1, (1, 2)))
