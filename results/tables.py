@@ -84,7 +84,7 @@ def claims(runs):
 
 RECIPES = {"gpu-long": "strong, all 50,000 images, 600 epochs", "gpu-strong": "strong",
            "gpu-paper": "paper", "gpu-claims": "paper, 30 epochs", "gpu-fast": "quick, shortened",
-           "weights": "quick with `--whiten`, three times the arithmetic", "quick": "quick"}
+           "weights": "quick, three times the arithmetic", "quick": "quick"}
 
 
 def reached(runs):
