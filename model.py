@@ -87,28 +87,6 @@ class ResNet(nn.Module):
         x = x.mean(dim=(2, 3))                     # (B, 256), global average pooling
         return self.classifier(self.dropout(x))    # (B, 10)
 
-    @torch.no_grad()
-    def whiten_stem(self, images):
-        """Set the stem's filters to the whitening directions of 2x2 patches, and freeze them.
-
-        Neighbouring pixels are nearly equal, so what tells patches apart is faint and learned late.
-        These filters have uncorrelated outputs of equal variance, but for the two faintest
-        (arXiv:2404.00498, section 3.2). Each stands there with its sign flipped, too, because ReLU
-        keeps one side. Filters beyond 24 stay random, frozen too. A help in short runs: a point
-        after six epochs (one seed), none after 34 (three seeds). Its price: faint noise fills such
-        directions, and after six epochs costs 32 points instead of 2.5 (results/README.md).
-        images: float (N, 3, H, W), normalised.
-        """
-        weight = self.stem[0].weight                                        # (64, 3, 3, 3)
-        patches = F.unfold(images, 2).transpose(1, 2).reshape(-1, 12)       # (N * 961, 12)
-        variances, directions = torch.linalg.eigh(patches.T @ patches / len(patches))
-        filters = directions / (variances + 5e-4).sqrt()    # 5e-4: the faintest are noise
-        filters = filters.T.flip(0)                                         # largest variance first
-        filters = F.pad(filters.view(12, 3, 2, 2), (0, 1, 0, 1))            # (12, 3, 3, 3)
-        half = min(12, len(weight) // 2)
-        weight[:2 * half] = torch.cat([filters[:half], -filters[:half]])
-        weight.requires_grad_(False)
-
 
 def make_network(*args, **config):
     """ResNet(...). SystemExit if it is over the budget, before its weights take memory."""

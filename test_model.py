@@ -38,9 +38,9 @@ from model import ResNet
 HERE = Path(__file__).resolve().parent
 TINY = ("--data fake --device cpu --blocks 1 1 1 --widths 2 4 4 --lr 1e-2 --batch-size 100 --train-size 300 "
         "--val-size 200").split()
-FULL = ("--train-size 2400 --val-size 500 --batch-size 50 --widths 8 16 16 --whiten --ema 0.5 --cutmix 0.5 --warmup 1 "
+FULL = ("--train-size 2400 --val-size 500 --batch-size 50 --widths 8 16 16 --ema 0.5 --cutmix 0.5 --warmup 1 "
         "--dropout 0.1 --epochs 3 --sizes 24 32 32 --refine 0.3")
-FLAGS = ("--epochs 3 --ema 0.9 --dropout 0.2 --cutmix 0.5 --plain --whiten --warmup 1 --sizes 24 32 --refine 0.3 "
+FLAGS = ("--epochs 3 --ema 0.9 --dropout 0.2 --cutmix 0.5 --plain --warmup 1 --sizes 24 32 --refine 0.3 "
          "--group 50")
 needs_cifar10 = pytest.mark.skipif("CIFAR10" not in os.environ, reason="set CIFAR10=DIR to test on the real data")
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -122,15 +122,6 @@ def test_a_skip_carries_the_image_around_the_convolutions_and_is_all_that_plain_
     assert plain == {name: shape for name, shape in residual.items() if "shortcut" not in name} != residual
     assert all(conv.stride == (1, 1) for conv in ResNet().modules() if isinstance(conv, torch.nn.Conv2d)
                and conv.kernel_size == (1, 1))          # oneDNN's other ones write outside their memory on AVX2
-
-
-def test_whitening_filters_give_uncorrelated_outputs_of_equal_size_and_do_not_train():
-    images, net = data.normalise(data.fake_data(train=False)[0][:500]), ResNet((1, 1, 1), (12, 8, 8))
-    net.whiten_stem(images)
-    weight = net.stem[0].weight
-    assert torch.equal(weight[:6], -weight[6:]) and weight[:, :, 2].eq(0).all() and not weight.requires_grad
-    out = F.conv2d(images, weight[:6, :, :2, :2]).transpose(0, 1).reshape(6, -1)          # 2x2 patches, padded to 3x3
-    torch.testing.assert_close(out @ out.T / out.shape[1], torch.eye(6), rtol=0, atol=0.05)
 
 
 # ---- the data --------------------------------------------------------------------------------------
@@ -255,7 +246,7 @@ def test_learning_rate_is_a_cosine_to_zero_after_a_linear_warmup():
 def test_the_papers_recipe_is_the_default():
     paper = dict(recipe="paper", lr=1e-4, weight_decay=1e-2, label_smoothing=0.1, batch_size=128, epochs=100,
                  blocks=[4, 5, 3], widths=[64, 128, 256], val_size=5000, augment=data.PAPER, group=250, sizes=[32])
-    off = dict(warmup=0, ema=0, cutmix=0, dropout=0, refine=0, whiten=False, plain=False)
+    off = dict(warmup=0, ema=0, cutmix=0, dropout=0, refine=0, plain=False)
     args = vars(train.parse_args([]))
     assert {name: args[name] for name in paper | off} == paper | off
 
@@ -281,15 +272,15 @@ def ready(flags=""):
     """What train_epoch() takes: the parts, 200 images, their labels, the flags."""
     images, labels = (part[:200] for part in data.fake_data(train=True))
     args = train.parse_args([*TINY, *flags.split()])
-    return train.build(args, images, torch.device("cpu")), images, labels, args
+    return train.build(args, len(images), torch.device("cpu")), images, labels, args
 
 
 def test_every_flag_of_the_recipe_reaches_what_it_names():
-    parts, *_ = ready("--lr 0.3 --weight-decay 0.7 --warmup 2 --epochs 4 --dropout 0.4 --plain --whiten --ema 0.5")
+    parts, *_ = ready("--lr 0.3 --weight-decay 0.7 --warmup 2 --epochs 4 --dropout 0.4 --plain --ema 0.5")
     assert [group["weight_decay"] for group in parts.optimizer.param_groups] == [0.7, 0]
     assert parts.optimizer.param_groups[0]["lr"] == pytest.approx(0.3 / 4)          # the first of four warm-up steps
     assert parts.model.config == {"blocks": [1, 1, 1], "widths": [2, 4, 4], "residual": False, "dropout": 0.4}
-    assert not parts.model.stem[0].weight.requires_grad and parts.predictor is not parts.model
+    assert parts.predictor is not parts.model
     first, second, third = (ready(f"--seed {seed}")[0].model.state_dict() for seed in (0, 0, 1))
     assert same(first, second) and not same(first, third)
     free = "--resume --out o --device cuda --amp fp16 --compile --deterministic --data elsewhere"

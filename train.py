@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from data import PAPER, augment, augmentation, load_data, normalise, split
+from data import PAPER, augment, augmentation, load_data, split
 from model import (CLASSES, Help, add_network_flags, load_checkpoint, make_network, memory_format,
                    number, pick_device, pick_dtype, save_checkpoint, save_figure, start, whole_file)
 from predict import accuracy, predict
@@ -112,7 +112,7 @@ def main(argv=None):
     train_index, val_index = split(labels, args.val_size, args.train_size, args.seed)
     train_images, train_labels = images[train_index].to(device), labels[train_index].to(device)
     val_images, val_labels = images[val_index].to(device), labels[val_index].to(device)
-    parts, history = build(args, train_images, device), []
+    parts, history = build(args, len(train_index), device), []
     if args.resume:
         history = restore(out / "last.pt", parts, args)
         save(out, parts, args, history)         # a kill may have come between two of its files
@@ -134,19 +134,17 @@ def main(argv=None):
 
 
 # ---- the parts of the recipe -----------------------------------------------------------------
-def build(args, images, device):
-    """All that trains, in one namespace. SystemExit if the images are fewer than a batch.
+def build(args, count, device):
+    """All that trains, in one namespace. SystemExit if `count` images are no whole batch.
 
     model: what is trained; network: the same, perhaps compiled; predictor: what is evaluated and
     saved, with --ema an average of the model, without it the model itself.
     """
     torch.manual_seed(args.seed)
-    steps, dtype = len(images) // args.batch_size, pick_dtype(device, args.amp)
+    steps, dtype = count // args.batch_size, pick_dtype(device, args.amp)
     if steps == 0:
-        raise SystemExit(f"error: {len(images)} images are fewer than a batch of {args.batch_size}")
+        raise SystemExit(f"error: {count} images are fewer than a batch of {args.batch_size}")
     model = make_network(args.blocks, args.widths, not args.plain, args.dropout)
-    if args.whiten:
-        model.whiten_stem(normalise(images[:2000].cpu()))
     model.to(device, memory_format=memory_format(device))
     optimizer = torch.optim.AdamW(decay_groups(model, args.weight_decay), lr=args.lr, fused=True)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
@@ -345,7 +343,6 @@ def add_recipe_flags(flag):
     flag("--weight-decay", type=positive, default=1e-2, help="AdamW's, of filters and matrices")
     flag("--label-smoothing", type=share, default=0.1, help="share spread over all classes")
     flag("--dropout", type=share, default=0.0, help="rate before the classifier")
-    flag("--whiten", action="store_true", help="a fixed, whitening stem: for short runs")
     flag("--ema", type=share, default=0.0, help="decay of an average of the weights, which then "
          f"predicts; updated in every {EMA_EVERY}th step of an epoch; 0: none")
     flag("--augment", nargs="*", choices=[*PAPER, "reflect", "trivial"], default=PAPER,

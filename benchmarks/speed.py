@@ -67,7 +67,7 @@ def usual_epoch(images, labels, args):
 def our_epoch(images, labels, args, compiled=False):
     """Seconds of one epoch by train.py's own functions, after a batch of warm-up."""
     args = argparse.Namespace(**vars(args) | {"compile": compiled})
-    parts = train.build(args, images, images.device)
+    parts = train.build(args, len(images), images.device)
     train.train_epoch(parts, images[:args.batch_size], labels[:args.batch_size], args, 1)
     begin = time.perf_counter()
     train.train_epoch(parts, images, labels, args, 1)       # reads the loss at its end, so it waits
@@ -113,7 +113,7 @@ def on_a_gpu(images, labels, args, flop):
     ceiling = 2 * 8192 ** 3 / seconds(lambda: a @ b, 10)
     row("bf16 matrix product, TFLOP/s", ceiling / 1e12)
     for args.batch_size in (128, 512):
-        parts = train.build(args, images, images.device)
+        parts = train.build(args, len(images), images.device)
         x = torch.randn(args.batch_size, 3, 32, 32, device=images.device)
         step = partial(train.train_step, parts, x, labels[:args.batch_size], 0.1)
         seconds(step, 10)                       # kernels are chosen, with --compile made
@@ -132,7 +132,7 @@ def main(argv=None):
     images, labels = load_data(args.data, train=True)
     count = 45_000 if device.type == "cuda" else 256
     images, labels = images[:count].to(device), labels[:count].to(device)
-    machine = train.machine(train.build(args, images, device))
+    machine = train.machine(train.build(args, len(images), device))
     print(f"{machine}, {time.strftime('%Y-%m-%d')}, blocks {args.blocks}, widths {args.widths}, "
           f"{len(images):,} images, batch {args.batch_size}")
     ways = {"PIL": usual_augmentation, "ours": our_augmentation}

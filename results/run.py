@@ -72,21 +72,17 @@ FLAGS = {name: flags for name, (*_, flags) in CLAIMS.items()}
 SCREEN = ("--blocks 1 1 1 --widths 32 128 256 --epochs 6 --sizes 20 24 32 --lr 1e-2 "
           "--weight-decay 0.1 --warmup 1.2 --ema 0.98 --augment reflect flip")
 SCREENED = {
-    "base": "", "whiten": "--whiten", "black-border": "--augment crop flip",
-    "batch-64": "--batch-size 64", "smoothing-0.2": "--whiten --label-smoothing 0.2",
-    "lr-2e-2": "--whiten --lr 2e-2", "lr-5e-3": "--whiten --lr 5e-3"}
+    "base": "", "black-border": "--augment crop flip", "batch-64": "--batch-size 64",
+    "smoothing-0.2": "--label-smoothing 0.2", "lr-2e-2": "--lr 2e-2", "lr-5e-3": "--lr 5e-3"}
 TRIED = {
-    "batch-64": "--whiten --batch-size 64", "unrefined": "--whiten --refine 0",
-    "cutmix-0.5": "--cutmix 0.5", "no-cutmix": "--cutmix 0", "no-ema": "--ema 0",
-    "full-size": "--sizes 32 --epochs 22",
-    "wide-erasing": "--whiten --widths 32 128 256 --epochs 20 --warmup 2 "
-                    "--augment reflect flip erasing --cutmix 0 --refine 0"}
+    "batch-64": "--batch-size 64", "unrefined": "--refine 0", "cutmix-0.5": "--cutmix 0.5",
+    "no-cutmix": "--cutmix 0", "no-ema": "--ema 0", "full-size": "--sizes 32 --epochs 22"}
 SHIPPED = "--widths 32 128 256 --epochs 57 --cutmix 0.5 --refine 0 --val-size 1000"
-FAST = ("--recipe quick --whiten --cutmix 0 --refine 0 --blocks 2 2 2 --widths 64 128 256 "
+FAST = ("--recipe quick --cutmix 0 --refine 0 --blocks 2 2 2 --widths 64 128 256 "
         "--batch-size 512")
 LISTS = {
     "screen": each(SCREEN, SCREENED),
-    "tried": each("--recipe quick", TRIED) | each("--recipe quick", {"whiten": "--whiten"}, 3),
+    "tried": each("--recipe quick", TRIED),
     "claims": {f"{regime}/{name}": f"{SMALL} {length} {flags}"
                for regime, length in REGIMES.items()
                for name, flags in each("", FLAGS, 3).items()},
