@@ -68,7 +68,7 @@ def claims(runs):
             of_regime = runs[f"claims/{regime}"]
             text = f"{mean(accuracies(of_regime[name])):.1f}"
             if found := difference(of_regime, name, baseline):
-                gain, bound = found
+                gain, bound = (round(x, 1) for x in found)      # judged as they are printed
                 text += f" ({gain:+.1f}±{bound:.1f})"
                 verdict = "better" if gain > bound else "worse" if gain < -bound else "within noise"
                 if paper != "-" and verdict != "within noise":
