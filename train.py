@@ -228,12 +228,10 @@ def restore(path, parts, args):
     for name, state in checkpoint["states"].items():
         if state:           # a scaler that is off saves {}, which one that is on refuses
             getattr(parts, name).load_state_dict(state)
-    # AdamW's fused step takes for granted that its averages have the shape of the weights, and
-    # their memory format, which is another one on MPS.
+    # AdamW's fused step takes for granted that its averages have the weights' memory format, which
+    # on MPS is another one.
     for p, state in parts.optimizer.state.items():
         for name in ("exp_avg", "exp_avg_sq"):
-            if state[name].shape != p.shape:
-                raise SystemExit(f"error: {str(path)!r} cannot be resumed: another optimizer")
             state[name] = torch.empty_like(p).copy_(state[name])
     history = checkpoint["history"]
     if best_epoch(history) < len(history) and not path.with_name("best.pt").exists():
