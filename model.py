@@ -13,7 +13,6 @@ import io
 import os
 import sys
 import zipfile
-from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -113,23 +112,21 @@ def layer_table(model, size=32):
 
 
 # ---- its checkpoint --------------------------------------------------------------------------
-@contextmanager
-def whole_file(path):
-    """A buffer to write into. At any moment `path` is the whole old file or the whole new one: the
-    bytes go into PATH.part, are flushed to the disk, and then take the name in one step."""
-    buffer, part = io.BytesIO(), f"{path}.part"
-    yield buffer                        # torch.save into a file makes a full disk a RuntimeError
-    with open(part, "wb") as file:      # kill -9 before the last line: the old file, and a .part
-        file.write(buffer.getbuffer())
+def write_file(path, content):
+    """Write bytes so that at any moment `path` is the whole old file or the whole new one: they go
+    into PATH.part, are flushed to the disk, and then take the name in one step."""
+    with open(f"{path}.part", "wb") as file:    # kill -9 in here: the old file, and a .part
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(part, path)
+    os.replace(f"{path}.part", path)
 
 
 def save_checkpoint(path, model, **more):
     """Write the network's weights, the config that rebuilds it, and whatever else is given."""
-    with whole_file(path) as file:
-        torch.save({"config": model.config, "weights": model.state_dict()} | more, file)
+    buffer = io.BytesIO()               # torch.save into a file makes a full disk a RuntimeError
+    torch.save({"config": model.config, "weights": model.state_dict()} | more, buffer)
+    write_file(path, buffer.getbuffer())
 
 
 def load_checkpoint(path):
@@ -151,8 +148,9 @@ def load_checkpoint(path):
 
 
 def save_figure(figure, path):
-    with whole_file(path) as file:
-        figure.savefig(file, format="png", dpi=100)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    write_file(path, buffer.getbuffer())
 
 
 # ---- the machine -----------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from data import class_names, load_data, normalise
 from model import (CLASSES, Help, load_checkpoint, memory_format, pick_device, pick_dtype,
-                   save_figure, start, whole_file)
+                   save_figure, start, write_file)
 
 MAX_IMAGES = 200_000        # 614 MB
 PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
@@ -71,8 +71,7 @@ def main(argv=None):
         text = io.StringIO()
         rows = zip(ids, logits.argmax(1).tolist(), strict=True)
         csv.writer(text, lineterminator="\n").writerows([("ID", "Labels"), *rows])
-        with whole_file(args.out) as file:
-            file.write(text.getvalue().encode("utf-8", "backslashreplace"))
+        write_file(args.out, text.getvalue().encode("utf-8", "backslashreplace"))
         print(f"{args.out}: {len(images):,} rows")
     if args.input is None:
         show_test(images, logits, labels, names, Path(args.out).parent)

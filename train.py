@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from data import PAPER, augment, augmentation, load_data, split
 from model import (CLASSES, Help, add_network_flags, load_checkpoint, make_network, memory_format,
-                   number, pick_device, pick_dtype, save_checkpoint, save_figure, start, whole_file)
+                   number, pick_device, pick_dtype, save_checkpoint, save_figure, start, write_file)
 from predict import accuracy, predict
 
 EMA_EVERY = 8       # steps between two updates of the average of the weights
@@ -210,9 +210,9 @@ def save(out, parts, args, history):
                     settings=settings(args))
     if best_epoch(history) == len(history):
         save_checkpoint(out / "best.pt", parts.predictor, row=history[-1])
-    with whole_file(out / "log.csv") as file:
-        for row in [history[0].keys(), *(row.values() for row in history)]:
-            file.write((",".join(map(str, row)) + "\n").encode())
+    lines = [history[0].keys(), *(row.values() for row in history)]
+    text = "".join(",".join(map(str, line)) + "\n" for line in lines)
+    write_file(out / "log.csv", text.encode())
     save_figure(draw_curves(history), out / "curves.png")
 
 
@@ -286,8 +286,7 @@ def report(out, parts, args, history):
     result = {"test_acc": test_acc, "val_acc": best.get("val_acc"), "epoch": best["epoch"],
               "parameters": sum(p.numel() for p in model.parameters()), "seconds": seconds,
               "machine": machine(parts), "settings": settings(args)}
-    with whole_file(out / "result.json") as file:
-        file.write((json.dumps(result, indent=1) + "\n").encode())
+    write_file(out / "result.json", (json.dumps(result, indent=1) + "\n").encode())
     print(f"test accuracy {test_acc:.2%} in epoch {best['epoch']}, {seconds / 60:.1f} minutes")
     command = ["python", "predict.py", "--ckpt", str(out / "best.pt"), "--data", args.data]
     print(f"next: {shlex.join(command)}")

@@ -23,7 +23,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 from data import PAPER
-from model import Help, ResNet, layer_table, number, start, whole_file
+from model import Help, ResNet, layer_table, number, start, write_file
 from train import size_in
 
 
@@ -147,8 +147,7 @@ def record(list_name, name):
     writer = csv.DictWriter(text, rows[0], extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(sorted(rows, key=lambda row: (row["list"], row["name"])))
-    with whole_file(HERE / "runs.csv") as file:
-        file.write(text.getvalue().encode())
+    write_file(HERE / "runs.csv", text.getvalue().encode())
 
 
 def parse_args(argv=None):

@@ -14,7 +14,7 @@ from statistics import mean, stdev, variance
 sys.path.insert(0, str(Path(__file__).parent))
 
 from run import CLAIMS, HERE, REGIMES, SCREEN, read_rows        # first: it finds the main scripts
-from model import Help, start, whole_file
+from model import Help, start, write_file
 
 
 def load_runs():
@@ -145,8 +145,7 @@ def main(argv=None):
         if args.check and new != old:
             raise SystemExit(f"error: {path.name} is out of date: python results/tables.py")
         if new != old:
-            with whole_file(path) as file:
-                file.write(new.encode())
+            write_file(path, new.encode())
 
 
 if __name__ == "__main__":
