@@ -129,8 +129,8 @@ def save_checkpoint(path, model, **more):
     write_file(path, buffer.getbuffer())
 
 
-def load_checkpoint(path):
-    """best.pt, last.pt or weights/*.pt: (the network, on the CPU, in eval mode; all in the file).
+def load_checkpoint(path, device=torch.device("cpu")):
+    """best.pt, last.pt or weights/*.pt: (the network on the device, in eval mode; the whole file).
 
     The file may come from anybody: weights_only admits tensors and plain values, no code.
     SystemExit if it is missing, damaged, or not a checkpoint of train.py.
@@ -144,7 +144,7 @@ def load_checkpoint(path):
         model.load_state_dict(checkpoint["weights"])    # strict: every name and shape must fit
     except Exception as error:                      # a damaged file fails in any of a dozen ways
         raise SystemExit(f"error: cannot load checkpoint {str(path)!r} ({error!r:.300})") from None
-    return model.eval(), checkpoint
+    return model.to(device, memory_format=memory_format(device)).eval(), checkpoint
 
 
 def save_figure(figure, path):

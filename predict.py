@@ -23,8 +23,8 @@ from torchvision.transforms.v2 import functional as TF
 from tqdm import tqdm
 
 from data import class_names, load_data, normalise
-from model import (CLASSES, Help, load_checkpoint, memory_format, pick_device, pick_dtype,
-                   save_figure, start, write_file)
+from model import (CLASSES, Help, load_checkpoint, pick_device, pick_dtype, save_figure, start,
+                   write_file)
 
 MAX_IMAGES = 200_000        # 614 MB
 PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
@@ -57,10 +57,9 @@ def main(argv=None):
     args = parse_args(argv)
     if Path(args.out).suffix != ".csv":
         raise SystemExit(f"error: --out {args.out!r} must be the name of a .csv file")
-    model, _ = load_checkpoint(args.ckpt)
-    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     device, names = pick_device(args.device), class_names(args.data)
-    model.to(device, memory_format=memory_format(device))
+    model, _ = load_checkpoint(args.ckpt, device)
+    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     if args.input is None:
         images, labels = load_data(args.data, train=False)
         ids = range(len(images))

@@ -278,8 +278,7 @@ def draw_curves(history):
 
 def report(out, parts, args, history):
     """Evaluate best.pt on the test set, once, and write and print what came out."""
-    model, checkpoint = load_checkpoint(out / "best.pt")
-    model.to(parts.device, memory_format=memory_format(parts.device))
+    model, checkpoint = load_checkpoint(out / "best.pt", parts.device)
     images, labels = load_data(args.data, train=False)
     test_acc = accuracy(predict(model, images, parts.dtype).cpu(), labels)
     best, seconds = checkpoint["row"], sum(row["seconds"] for row in history)

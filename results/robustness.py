@@ -11,7 +11,7 @@ from torchvision.transforms.v2 import functional as TF
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data import load_data
-from model import load_checkpoint, memory_format, pick_device, pick_dtype, start
+from model import load_checkpoint, pick_device, pick_dtype, start
 from predict import accuracy, parse_args, predict
 
 
@@ -32,8 +32,7 @@ DAMAGES = {         # kind: (function of images and strength, strengths)
 
 def main(argv=None):
     args, device = parse_args(argv), pick_device()
-    model, _ = load_checkpoint(args.ckpt)
-    model.to(device, memory_format=memory_format(device))
+    model, _ = load_checkpoint(args.ckpt, device)
     images, labels = load_data(args.data, train=False)
     for kind, (damage, strengths) in DAMAGES.items():
         for strength in strengths:
