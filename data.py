@@ -29,15 +29,9 @@ MIRRORS = [         # the same bytes; the original gives 55 kB/s (pytorch/vision
     "https://dataset.bj.bcebos.com/cifar/cifar-10-python.tar.gz",
     datasets.CIFAR10.url,
 ]
-
-
-def normalise(images):
-    """uint8 (..., 3, H, W) -> float32 with mean 0 and std 1 in each channel of the training set.
-
-    Training comes through here in augmentation(), validation and prediction in predict().
-    """
-    images = v2.functional.to_dtype(images, torch.float32, scale=True)
-    return v2.functional.normalize(images, MEAN, STD)
+# uint8 (..., 3, H, W) -> float32 with mean 0 and std 1 in each channel of the training set: for
+# training in augmentation(), for validation and prediction in predict().
+normalise = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
 
 
 def augmentation(names=PAPER, size=32):
