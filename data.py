@@ -51,10 +51,8 @@ def augmentation(names=PAPER, size=32):
         "erasing": v2.RandomErasing(p=0.2),
     }
     before = [transforms[name] for name in names if name != "erasing"]
-    if size != 32:
-        before.append(v2.Resize(size, antialias=True))
     after = [transforms["erasing"]] if "erasing" in names else []
-    return v2.Compose([*before, normalise, *after])
+    return v2.Compose([*before, v2.Resize(size), normalise, *after])
 
 
 def augment(images, transform, group):

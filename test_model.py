@@ -174,7 +174,7 @@ def test_papers_augmentation_stands_in_its_order_and_erases_last():
     assert [type(step).__name__ for step in steps[:5]] == [
         "RandomRotation", "RandomHorizontalFlip", "RandomCrop", "ColorJitter", "AutoAugment"]
     assert steps[3].hue is None and steps[3].brightness == (0.8, 1.2)
-    assert steps[5] is data.normalise and type(steps[6]).__name__ == "RandomErasing" and steps[6].p == 0.2
+    assert steps[6] is data.normalise and type(steps[7]).__name__ == "RandomErasing" and steps[7].p == 0.2
 
 
 def test_a_crop_fills_its_margin_with_black_and_reflect_with_the_image():
