@@ -68,14 +68,13 @@ class ResNet(nn.Module):
         self.stem = nn.Sequential(nn.Conv2d(3, widths[0], 3, padding=1, bias=False),
                                   nn.BatchNorm2d(widths[0]), nn.ReLU())
         self.stages = nn.Sequential()
-        channels = widths[0]
-        for stage, (count, width) in enumerate(zip(blocks, widths, strict=True)):
-            first = Block(channels, width, stride=2 if stage else 1, residual=residual)
+        before = [widths[0], *widths[:-1]]      # the channels that a stage gets
+        for count, channels, width, stride in zip(blocks, before, widths, (1, 2, 2), strict=True):
+            first = Block(channels, width, stride, residual)
             rest = [Block(width, width, residual=residual) for _ in range(count - 1)]
             self.stages.append(nn.Sequential(first, *rest))
-            channels = width
         self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(channels, CLASSES)
+        self.classifier = nn.Linear(widths[-1], CLASSES)
         # All weights start as PyTorch sets them: uniform, variance 1 / (3 * inputs). In front of a
         # batch norm their scale changes no output, only how far a step turns their direction.
 
