@@ -145,14 +145,10 @@ def read_images(path):
     """
     path = Path(path)
     try:
-        if path.is_dir() or path.suffix.lower() in PICTURES:
-            ids, images = read_pictures(path)
-        elif path.is_file() and path.stat().st_size < MAX_IMAGES * 3072 * 1.1:
-            ids, images = read_pickle(path)
-        else:
-            raise ValueError(f"no file, or larger than {MAX_IMAGES:,} images")
-        if not len(images) == len(ids) == len({str(i) for i in ids}):
-            raise ValueError(f"{len(images):,} images must have as many different ids")
+        pictures = path.is_dir() or path.suffix.lower() in PICTURES
+        ids, images = read_pictures(path) if pictures else read_pickle(path)
+        if not len(images) == len(ids) == len({str(i) for i in ids if type(i) in (int, str)}):
+            raise ValueError(f"{len(images):,} images need as many different ids: numbers or names")
     except Exception as error:                  # a damaged file fails in any of a dozen ways
         raise SystemExit(f"error: cannot read images from {str(path)!r} ({error!r:.300}): --input "
                          f"takes a .pkl, a folder, or one of {' '.join(PICTURES)}") from None
@@ -161,6 +157,8 @@ def read_images(path):
 
 def read_pickle(path):
     """The competition's file: a dict with data and, usually, ids; keys are bytes or str."""
+    if path.stat().st_size > MAX_IMAGES * 3072 * 1.1:
+        raise ValueError(f"larger than {MAX_IMAGES:,} images")
     with open(path, "rb") as file:
         content = ArrayUnpickler(file, encoding="bytes").load()
     content = {k.decode() if isinstance(k, bytes) else k: v for k, v in content.items()}
@@ -171,8 +169,6 @@ def read_pickle(path):
         data = data.transpose(0, 3, 1, 2)
     ids = content.get("ids", list(range(len(data))))
     ids = ids if isinstance(ids, list) else to_array(ids).tolist()
-    if not {type(i) for i in ids} <= {int, str}:
-        raise ValueError("ids are neither whole numbers nor names")
     return ids, torch.from_numpy(np.array(data, order="C")).view(-1, 3, 32, 32)     # a copy
 
 

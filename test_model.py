@@ -676,8 +676,8 @@ LIES = {                # what is in a file, and a word of why it is refused
     "objects.pkl": (ARRAY.replace(b"u1", b"O8"), "cannot create an OBJECT array"),
     "4 GB in 8 bytes.pkl": (ARRAY.replace(LENGTH, LONG), "cannot reshape"),
     "cut short.pkl": (ARRAY[:-9], "cannot read"),
-    "an id twice.pkl": (pickle.dumps({"data": PIXELS, "ids": [7, "7"]}), "2 images must have as many different ids"),
-    "ids that are no numbers.pkl": (pickle.dumps({"data": PIXELS, "ids": [1.5, 2.5]}), "neither whole numbers"),
+    "an id twice.pkl": (pickle.dumps({"data": PIXELS, "ids": [7, "7"]}), "2 images need as many different ids"),
+    "ids that are no numbers.pkl": (pickle.dumps({"data": PIXELS, "ids": [1.5, 2.5]}), "numbers or names"),
     "too few ids.pkl": (pickle.dumps({"data": PIXELS, "ids": [1]}), "as many different ids"),
     "no images.pkl": (pickle.dumps({"data": PIXELS[:0]}), r"uint8 \(0, 3072\)"),
     "a list of images.pkl": (pickle.dumps({"data": [[1, 2]]}), "data must be a numpy array"),
@@ -685,6 +685,7 @@ LIES = {                # what is in a file, and a word of why it is refused
     "a list.pkl": (pickle.dumps([1, 2]), "cannot read"),
     "float.pkl": (pickle.dumps({"data": np.zeros((2, 32, 32, 3))}), "data is float64"),
     "shape.pkl": (pickle.dumps({"data": np.zeros((2, 28, 28), np.uint8)}), r"uint8 \(2, 28, 28\)"),
+    "60 images.pkl": (pickle.dumps({"data": np.zeros((60, 3072), np.uint8)}), "larger than 50 images"),
     "10 gigapixels.bmp": (HUGE, "exceeds limit"),
     **{f"code{i}.pkl": (pickle.dumps({b"data": Evil()}, i), r"wants to load \w*io\.open") for i in (0, 2, 5)},
 }
@@ -693,6 +694,7 @@ LIES = {                # what is in a file, and a word of why it is refused
 @pytest.mark.parametrize("name", LIES)
 def test_a_file_that_lies_or_would_run_code_is_refused_and_leaves_no_file(trained, tmp_path, monkeypatch, name):
     content, why = LIES[name]
+    monkeypatch.setattr(predict, "MAX_IMAGES", 50)
     monkeypatch.chdir(tmp_path)
     Path(name).write_bytes(content)
     assert_refused(why, predict.main, ["--ckpt", str(trained / "best.pt"), "--input", name])
@@ -730,7 +732,7 @@ def test_a_checkpoint_that_is_cut_short_or_has_other_weights_than_were_written_i
 # ---- wrong input -----------------------------------------------------------------------------------
 WRONG_COMMANDS = {
     "predict.py --input pictures": "cannot identify", "predict.py --input empty": "a folder without pictures",
-    "predict.py --input none.pkl": "no file", "predict.py --ckpt no.pt": "FileNotFoundError",
+    "predict.py --input none.pkl": "FileNotFoundError", "predict.py --ckpt no.pt": "FileNotFoundError",
     "predict.py --device cuda:99": "no device 'cuda:99'", "predict.py --device meta": "no device 'meta'",
     "predict.py --out file/x.csv": "File exists: 'file'", "predict.py --out empty": "must be the name of a .csv",
     "model.py --widths 65 128 256": "5,003,199 parameters, the budget is fewer than 5,000,000",
