@@ -207,8 +207,7 @@ def to_array(record):
         order, axes = "F" if fortran else "C", None
     else:                                                   # protocol 5; older numpy has no axes
         raw, dtype, shape, order, axes = (*record.args, None)[:5]
-    kind = np.dtype(dtype.args[0])                          # such as "u1"; state[1]: byte order
-    kind = kind.newbyteorder(">" if dtype.state[1] in (">", b">") else "=")
+    kind = np.dtype(dtype.args[0]).newbyteorder(dtype.state[1])         # such as "i4" and ">"
     array = np.frombuffer(raw, kind).reshape(shape, order="C" if axes else order)
     return array.transpose(axes) if axes else array
 
