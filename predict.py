@@ -27,7 +27,7 @@ from model import (CLASSES, Help, load_checkpoint, pick_device, pick_dtype, save
                    write_file)
 
 MAX_IMAGES = 200_000        # 614 MB
-PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 
 @torch.no_grad()
