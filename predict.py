@@ -162,24 +162,34 @@ def read_pickle(path):
     with open(path, "rb") as file:
         content = ArrayUnpickler(file, encoding="bytes").load()
     content = {k.decode() if isinstance(k, bytes) else k: v for k, v in content.items()}
-    data = to_array(content["data"])
+    data = np.asarray(content["data"])
     if data.dtype != np.uint8 or data.shape[1:] not in {(32, 32, 3), (3072,)} or len(data) == 0:
         raise ValueError(f"data is {data.dtype} {data.shape}, not uint8 (N, 32, 32, 3)")
     if data.ndim == 4:                          # else CIFAR's own rows, already plane by plane
         data = data.transpose(0, 3, 1, 2)
-    ids = content.get("ids", list(range(len(data))))
-    ids = ids if isinstance(ids, list) else to_array(ids).tolist()
+    ids = np.asarray(content.get("ids", range(len(data)))).tolist()
     return ids, torch.from_numpy(np.array(data, order="C")).view(-1, 3, 32, 32)     # a copy
 
 
 class Record:
-    """What numpy's names in a pickle become: it keeps what it is given, and does nothing."""
+    """What numpy's names in a pickle become: it keeps what it is given, until np.asarray() asks."""
 
     def __init__(self, *args):
         self.args, self.state = args, None
 
     def __setstate__(self, state):
         self.state = state
+
+    def __array__(self, dtype=None, copy=None):
+        """The array. np.frombuffer counts the bytes, and makes no Python objects."""
+        if self.state:
+            _, shape, kind, fortran, raw = self.state
+            order, axes = "F" if fortran else "C", None
+        else:                                               # protocol 5; older numpy has no axes
+            raw, kind, shape, order, axes = (*self.args, None)[:5]
+        kind = np.dtype(kind.args[0]).newbyteorder(kind.state[1])       # such as "i4" and ">"
+        array = np.frombuffer(raw, kind).reshape(shape, order="C" if axes else order)
+        return array.transpose(axes) if axes else array
 
 
 class ArrayUnpickler(pickle.Unpickler):
@@ -196,20 +206,6 @@ class ArrayUnpickler(pickle.Unpickler):
         if module.partition(".")[0] != "numpy":
             raise ValueError(f"it wants to load {module}.{name}, which no array needs: refused")
         return Record
-
-
-def to_array(record):
-    """The array of a Record. np.frombuffer counts the bytes, and makes no Python objects."""
-    if not isinstance(record, Record):
-        raise ValueError("data must be a numpy array, ids an array or a list")
-    if record.state:
-        _, shape, dtype, fortran, raw = record.state
-        order, axes = "F" if fortran else "C", None
-    else:                                                   # protocol 5; older numpy has no axes
-        raw, dtype, shape, order, axes = (*record.args, None)[:5]
-    kind = np.dtype(dtype.args[0]).newbyteorder(dtype.state[1])         # such as "i4" and ">"
-    array = np.frombuffer(raw, kind).reshape(shape, order="C" if axes else order)
-    return array.transpose(axes) if axes else array
 
 
 def read_pictures(path):

@@ -83,7 +83,7 @@ def train_epoch(parts, images, labels, args, epoch):
         correct[step] = (logits.argmax(1) == truth).sum()
         if args.ema and step % EMA_EVERY == 0:
             update_average(parts, args.ema)
-    if not all(x.isfinite().all() for x in [losses, *parts.model.state_dict().values()]):
+    if not all(v.isfinite().all() for v in [losses, *parts.model.state_dict().values()]):
         raise SystemExit(f"error: the loss or a weight is not finite in epoch {epoch}: choose a "
                          "lower --lr or a longer --warmup, and a new --out; or --amp off")
     return {"train_loss": losses.mean().item(), "train_acc": correct.sum().item() / len(order)}
