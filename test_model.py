@@ -258,14 +258,6 @@ def test_a_flag_overrides_its_recipe_wherever_it_stands(recipe):
         assert args.ema == 0.5 and args.lr == plain.lr
 
 
-def test_each_parameter_is_in_exactly_one_decay_group():
-    net = ResNet((1, 1, 1), (4, 8, 8))
-    decayed, others = train.decay_groups(net, 0.3)
-    assert sorted(map(id, decayed["params"] + others["params"])) == sorted(map(id, net.parameters()))
-    assert len(decayed["params"]) == 10 and decayed["weight_decay"] == 0.3      # 9 convolutions, 1 linear layer
-    assert others["weight_decay"] == 0 and {p.dim() for p in others["params"]} == {1}
-
-
 def ready(flags=""):
     """What train_epoch() takes: the parts, 200 images, their labels, the flags."""
     images, labels = (part[:200] for part in data.fake_data(train=True))
@@ -273,10 +265,14 @@ def ready(flags=""):
     return train.build(args, len(images), torch.device("cpu")), images, labels, args
 
 
-def test_every_flag_of_the_recipe_reaches_what_it_names():
+def test_every_flag_of_the_recipe_reaches_what_it_names_and_only_filters_and_matrices_decay():
     parts, *_ = ready("--lr 0.3 --weight-decay 0.7 --warmup 2 --epochs 4 --dropout 0.4 --plain --ema 0.5")
-    assert [group["weight_decay"] for group in parts.optimizer.param_groups] == [0.7, 0]
-    assert parts.optimizer.param_groups[0]["lr"] == pytest.approx(0.3 / 4)          # the first of four warm-up steps
+    decayed, others = parts.optimizer.param_groups              # torch refuses a parameter that is in both
+    assert len(decayed["params"] + others["params"]) == len(list(parts.model.parameters()))
+    assert decayed["weight_decay"] == 0.7 and {p.dim() for p in decayed["params"]} == {2, 4}
+    assert others["weight_decay"] == 0 and {p.dim() for p in others["params"]} == {1}
+    assert decayed["lr"] == pytest.approx(0.3 / 4)              # in the first of the warm-up's four steps
+    assert parts.scheduler.lr_lambdas[0](4 * 2) == 0            # four epochs of two steps
     assert parts.model.config == {"blocks": [1, 1, 1], "widths": [2, 4, 4], "residual": False, "dropout": 0.4}
     assert parts.predictor is not parts.model
     first, second, third = (ready(f"--seed {seed}")[0].model.state_dict() for seed in (0, 0, 1))
