@@ -172,7 +172,8 @@ def test_papers_augmentation_stands_in_its_order_and_erases_last():
     steps = data.augmentation().transforms
     assert [type(step).__name__ for step in steps[:5]] == [
         "RandomRotation", "RandomHorizontalFlip", "RandomCrop", "ColorJitter", "AutoAugment"]
-    assert steps[3].hue is None and steps[3].brightness == (0.8, 1.2)
+    assert steps[0].degrees == [-15, 15] and steps[3].hue is None and steps[3].brightness == (0.8, 1.2)
+    assert steps[4].policy.value == "cifar10"
     assert steps[6] is data.normalise and type(steps[7]).__name__ == "RandomErasing" and steps[7].p == 0.2
 
 
@@ -775,9 +776,9 @@ def test_every_command_of_the_readme_and_every_run_of_every_list_parses():
 
 
 def test_every_default_that_the_readme_quotes_is_the_real_one():
-    quoted = re.findall(r"`--([a-z-]+)` \(default ([^)]+)\)", (HERE / "README.md").read_text("utf-8"))
+    quoted = re.findall(r"`--([a-z-]+)`\s\(default ([^)]+)\)", (HERE / "README.md").read_text("utf-8"))
     typed = vars(train.parse_args([word for name, value in quoted for word in (f"--{name}", *value.split())]))
-    assert len(quoted) >= 8 and typed == vars(train.parse_args([]))
+    assert len(quoted) >= 9 and typed == vars(train.parse_args([]))
 
 
 def test_the_shipped_weights_are_the_network_of_the_readme():
