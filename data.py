@@ -29,6 +29,7 @@ MIRRORS = [         # the same bytes; the original gives 55 kB/s (pytorch/vision
     "https://dataset.bj.bcebos.com/cifar/cifar-10-python.tar.gz",
     datasets.CIFAR10.url,
 ]
+
 # uint8 (..., 3, H, W) -> float32 with mean 0 and std 1 in each channel of the training set: for
 # training in augmentation(), for validation and prediction in predict().
 normalise = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
