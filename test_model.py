@@ -5,7 +5,6 @@ With CIFAR10=DIR in the environment the last ones also run on the real data in D
 """
 import csv
 import functools
-import io
 import itertools
 import json
 import math
@@ -640,8 +639,6 @@ class Evil:
 
 PIXELS = np.zeros((2, 3072), np.uint8)
 ARRAY, LENGTH, LONG = pickle.dumps({"data": np.zeros(8, np.uint8)}, 2), b"K\x08\x85", b"\x8a\x05\0\0\0\0\1\x85"
-Image.new("RGB", (1, 1)).save(BMP := io.BytesIO(), "BMP")
-HUGE = BMP.getvalue()[:18] + 2 * (100_000).to_bytes(4, "little") + BMP.getvalue()[26:]
 LIES = {                # what is in a file, and a word of why it is refused
     "objects.pkl": (ARRAY.replace(b"u1", b"O8"), "cannot create an OBJECT array"),
     "4 GB in 8 bytes.pkl": (ARRAY.replace(LENGTH, LONG), "cannot reshape"),
@@ -652,11 +649,9 @@ LIES = {                # what is in a file, and a word of why it is refused
     "no images.pkl": (pickle.dumps({"data": PIXELS[:0]}), r"uint8 \(0, 3072\)"),
     "a list of images.pkl": (pickle.dumps({"data": [[1, 2]]}), r"data is int\d+ \(1, 2\)"),
     "no data.pkl": (pickle.dumps({"images": PIXELS}), "KeyError.'data'"),
-    "a list.pkl": (pickle.dumps([1, 2]), "cannot read"),
     "float.pkl": (pickle.dumps({"data": np.zeros((2, 32, 32, 3))}), "data is float64"),
     "shape.pkl": (pickle.dumps({"data": np.zeros((2, 28, 28), np.uint8)}), r"uint8 \(2, 28, 28\)"),
     "60 images.pkl": (pickle.dumps({"data": np.zeros((60, 3072), np.uint8)}), "larger than 50 images"),
-    "10 gigapixels.bmp": (HUGE, "exceeds limit"),
     **{f"code{i}.pkl": (pickle.dumps({b"data": Evil()}, i), r"wants to load \w*io\.open") for i in (0, 2, 5)},
 }
 
