@@ -666,17 +666,11 @@ def test_a_file_that_lies_or_would_run_code_is_refused_and_leaves_no_file(traine
     assert os.listdir() == [name]
 
 
-WRONG_CHECKPOINTS = {       # what is changed in a good one, and a word of what the refusal says
-    "code": (lambda good: good.update(row=Evil()), "UnpicklingError"),
-    "no config": (lambda good: good.pop("config"), "config"),
-    "missing key": (lambda good: good["weights"].pop("classifier.bias"), "classifier.bias"),
-    "wrong shape": (lambda good: good["weights"].update({"classifier.bias": torch.zeros(11)}), "size mismatch"),
-    "3 TB of weights": (lambda good: good["config"].update(widths=[64, 128, 100_000]), "parameters, the budget is"),
-    "text for blocks": (lambda good: good["config"].update(blocks="432"), "TypeError"),
-}
-
-
-@pytest.mark.parametrize("change, why", WRONG_CHECKPOINTS.values(), ids=WRONG_CHECKPOINTS)
+@pytest.mark.parametrize("change, why", [
+    (lambda good: good.update(row=Evil()), "UnpicklingError"), (lambda good: good.pop("config"), "config"),
+    (lambda good: good["weights"].pop("classifier.bias"), "classifier.bias"),
+    (lambda good: good["config"].update(widths=[64, 128, 100_000]), "parameters, the budget is")],
+    ids=["code", "no config", "a weight is missing", "3 TB of weights"])
 def test_a_checkpoint_that_does_not_fit_or_would_run_code_is_refused(trained, tmp_path, monkeypatch, change, why):
     monkeypatch.chdir(tmp_path)
     checkpoint = load(trained / "best.pt")
