@@ -9,6 +9,7 @@ Sources: paper sections 1.4 and 2.1; He et al., Deep Residual Learning (arXiv:15
 precision, and how each of the four scripts starts.
 """
 import argparse
+import csv
 import io
 import os
 import sys
@@ -119,6 +120,13 @@ def write_file(path, content):
         file.flush()
         os.fsync(file.fileno())
     os.replace(f"{path}.part", path)
+
+
+def write_csv(path, rows):
+    """Write rows of cells. A file's name that is not UTF-8 keeps its bytes as escapes: \\udcff."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_file(path, text.getvalue().encode("utf-8", "backslashreplace"))
 
 
 def save_checkpoint(path, model, **more):

@@ -9,8 +9,6 @@ Writes submission.csv (not for a single picture) and, for the labelled test set,
 mistakes.png beside it.
 """
 import argparse
-import csv
-import io
 import pickle
 import re
 from pathlib import Path
@@ -24,7 +22,7 @@ from tqdm import tqdm
 
 from data import class_names, load_data, normalise
 from model import (CLASSES, Help, load_checkpoint, pick_device, pick_dtype, save_figure, start,
-                   write_file)
+                   write_csv)
 
 MAX_IMAGES = 200_000        # 614 MB
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
@@ -67,10 +65,8 @@ def main(argv=None):
         ids, images = read_images(args.input)
     logits = predict(model, images, pick_dtype(device), args.tta).cpu()
     if Path(args.input or "").suffix.lower() not in PICTURES:       # the competition's format
-        text = io.StringIO()
         rows = zip(ids, logits.argmax(1).tolist(), strict=True)
-        csv.writer(text, lineterminator="\n").writerows([("ID", "Labels"), *rows])
-        write_file(args.out, text.getvalue().encode("utf-8", "backslashreplace"))
+        write_csv(args.out, [("ID", "Labels"), *rows])
         print(f"{args.out}: {len(images):,} rows")
     if args.input is None:
         show_test(images, logits, labels, names, Path(args.out).parent)

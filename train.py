@@ -29,7 +29,8 @@ from tqdm import tqdm
 
 from data import PAPER, augment, augmentation, load_data, split
 from model import (CLASSES, Help, add_network_flags, load_checkpoint, make_network, memory_format,
-                   number, pick_device, pick_dtype, save_checkpoint, save_figure, start, write_file)
+                   number, pick_device, pick_dtype, save_checkpoint, save_figure, start, write_csv,
+                   write_file)
 from predict import accuracy, predict
 
 EMA_EVERY = 8       # steps between two updates of the average of the weights
@@ -210,9 +211,7 @@ def save(out, parts, args, history):
                     settings=settings(args))
     if best_epoch(history) == len(history):
         save_checkpoint(out / "best.pt", parts.predictor, row=history[-1])
-    lines = [history[0].keys(), *(row.values() for row in history)]
-    text = "".join(",".join(map(str, line)) + "\n" for line in lines)
-    write_file(out / "log.csv", text.encode())
+    write_csv(out / "log.csv", [history[0].keys(), *(row.values() for row in history)])
     save_figure(draw_curves(history), out / "curves.png")
 
 

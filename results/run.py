@@ -10,7 +10,6 @@ resumed, so the same command can be typed until nothing is left. With flags of t
 """
 import argparse
 import csv
-import io
 import json
 import os
 import shlex
@@ -23,7 +22,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 from data import PAPER
-from model import Help, ResNet, layer_table, number, start, write_file
+from model import Help, ResNet, layer_table, number, start, write_csv
 from train import size_in
 
 
@@ -143,11 +142,9 @@ def record(list_name, name):
         "minutes": round(result["seconds"] / 60, 2), "flop": flop(result["settings"]),
         "train_acc": round(float(best["train_acc"]), 4)}
     rows = [old for old in rows if (old["list"], old["name"]) != (list_name, name)] + [row]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0], extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(sorted(rows, key=lambda row: (row["list"], row["name"])))
-    write_file(HERE / "runs.csv", text.getvalue().encode())
+    columns = list(rows[0])
+    rows.sort(key=lambda row: (row["list"], row["name"]))
+    write_csv(HERE / "runs.csv", [columns, *([row[name] for name in columns] for row in rows)])
 
 
 def parse_args(argv=None):
