@@ -58,7 +58,7 @@ def fast():
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """The folder of a finished run with every part of the recipes switched on."""
+    """The folder of a finished run with the average, CutMix, dropout, a warm-up, growing images and refinement."""
     out = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "save_figure", model.save_figure)
@@ -173,6 +173,14 @@ def test_papers_augmentation_stands_in_its_order_and_erases_last():
     assert steps[0].degrees == [-15, 15] and steps[3].hue is None and steps[3].brightness == (0.8, 1.2)
     assert steps[4].policy.value == "cifar10"
     assert steps[6] is data.normalise and type(steps[7]).__name__ == "RandomErasing" and steps[7].p == 0.2
+
+
+def test_every_draw_of_the_papers_augmentation_follows_from_the_seed():     # so that an epoch can be repeated
+    images, versions = data.fake_data(train=False)[0][:100], []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        versions.append(data.augment(images, data.augmentation(), 1))
+    assert torch.equal(versions[0], versions[1]) and not torch.equal(versions[0], versions[2])
 
 
 def test_a_crop_fills_its_margin_with_black_and_reflect_with_the_image():
