@@ -38,7 +38,9 @@ def predict(model, images, dtype=torch.float32, tta=False):
     # image's logits do not depend on which others share its batch.
     model.eval()
     device, logits = next(model.parameters()).device, []
-    for batch in tqdm(images.split(500), "predicting", leave=False, delay=2, disable=None):
+    # 125 images of 64 x 32 x 32 floats stay just below the 32 MiB from which glibc maps fresh pages
+    # for every tensor: on two CPU cores a third faster than 500 at once.
+    for batch in tqdm(images.split(125), "predicting", leave=False, delay=2, disable=None):
         x = normalise(batch.to(device))                                     # (B, 3, 32, 32)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             views = [model(x).float(), model(x.flip(3)).float()] if tta else [model(x).float()]
