@@ -1,6 +1,6 @@
 """Predict with a trained network, and write the class competition's CSV.
 
-    python predict.py --ckpt weights/quick.pt                   # the test set: its accuracy
+    python predict.py --ckpt weights/strong.pt                  # the test set: its accuracy
     python predict.py --ckpt best.pt --input my_cat.jpg         # says what it sees
     python predict.py --ckpt best.pt --input my_photos/         # a folder; IDs are the names
     python predict.py --ckpt best.pt --input cifar_test_nolabel.pkl --tta   # the competition's file

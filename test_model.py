@@ -753,7 +753,7 @@ def test_every_default_that_the_readme_quotes_is_the_real_one():
 
 
 def test_the_shipped_weights_are_the_network_of_the_readme():
-    count = sum(p.numel() for p in model.load_checkpoint(HERE / "weights/quick.pt")[0].parameters())
+    count = sum(p.numel() for p in model.load_checkpoint(HERE / "weights/strong.pt")[0].parameters())
     assert f"|{count:,}|" in (HERE / "README.md").read_text("utf-8")
 
 
@@ -774,8 +774,8 @@ def test_mean_and_std_are_those_of_the_training_images():
 @needs_cifar10
 def test_the_shipped_weights_are_right_on_nine_of_ten_test_images():
     images, labels = data.load_data(os.environ["CIFAR10"], train=False)
-    logits = predict.predict(model.load_checkpoint(HERE / "weights/quick.pt")[0], images[:1000])
-    assert predict.accuracy(logits, labels[:1000]) > 0.9
+    logits = predict.predict(model.load_checkpoint(HERE / "weights/strong.pt")[0], images[:250])
+    assert predict.accuracy(logits, labels[:250]) > 0.9
 
 
 @needs_cifar10

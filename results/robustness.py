@@ -1,6 +1,6 @@
 """The test accuracy of a trained network on worse images: noise, blur, JPEG, other brightness.
 
-    python results/robustness.py --ckpt weights/quick.pt
+    python results/robustness.py --ckpt weights/strong.pt
 """
 import sys
 from pathlib import Path

@@ -76,7 +76,6 @@ SCREENED = {
 TRIED = {
     "batch-64": "--batch-size 64", "unrefined": "--refine 0", "cutmix-0.5": "--cutmix 0.5",
     "no-cutmix": "--cutmix 0", "no-ema": "--ema 0", "full-size": "--sizes 32 --epochs 22"}
-SHIPPED = "--widths 32 128 256 --epochs 57 --cutmix 0.5 --refine 0 --val-size 1000"
 FAST = ("--recipe quick --cutmix 0 --refine 0 --blocks 2 2 2 --widths 64 128 256 "
         "--batch-size 512")
 LISTS = {
@@ -86,14 +85,17 @@ LISTS = {
                for regime, length in REGIMES.items()
                for name, flags in each("", FLAGS, 3).items()},
     "quick": each("--recipe quick", {"quick": ""}, 3) | each("", {
+        "larger": "--recipe quick --widths 32 128 256 --epochs 57 --cutmix 0.5 --refine 0 "
+                  "--val-size 1000",
         "paper-values": "--blocks 1 2 2 --widths 32 96 192 --epochs 34"}),
-    "weights": each("--recipe quick", {"shipped": SHIPPED}),
-    "gpu-paper": each("", {"paper": "", "drawn": "--blocks 2 2 2"}, 3) | each(
-        "", {"plain": "--plain"}),
-    "gpu-strong": each("--recipe strong", {"strong": ""}, 3),
-    "gpu-long": each("--recipe strong --val-size 0 --epochs 600", {"long": ""}),
-    "gpu-fast": each(FAST, {f"{n}-epochs": f"--epochs {n}" for n in (10, 15, 30)}, 3),
-    "gpu-claims": each("--epochs 30", dict(list(FLAGS.items())[:9]) | {
+    "gpu-paper": each("--compile", {"paper": "", "drawn": "--blocks 2 2 2"}, 3) | each(
+        "--compile", {"plain": "--plain"}),
+    "gpu-strong": each("--recipe strong --compile", {"strong": "", "unrefined": "--refine 0"}, 3),
+    "gpu-long": each("--recipe strong --compile --val-size 0 --epochs 200", {"long": ""}),
+    "gpu-fast": each(FAST, {
+        "15-epochs": "--epochs 15", "30-epochs": "--epochs 30",
+        "full-size-15": "--epochs 15 --sizes 32", "full-size-45": "--epochs 45 --sizes 32"}, 3),
+    "gpu-claims": each("--compile --epochs 30", dict(list(FLAGS.items())[:8]) | {
         "plain-27": "--plain --blocks 9 9 9 --widths 38 76 152",
         "skips-27": "--blocks 9 9 9 --widths 38 76 152",
         "wide-early": "--blocks 2 2 2 --widths 128 160 320",
