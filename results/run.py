@@ -94,7 +94,9 @@ LISTS = {
     "gpu-long": each("--recipe strong --compile --val-size 0 --epochs 200", {"long": ""}),
     "gpu-fast": each(FAST, {
         "15-epochs": "--epochs 15", "30-epochs": "--epochs 30",
-        "full-size-15": "--epochs 15 --sizes 32", "full-size-45": "--epochs 45 --sizes 32"}, 3),
+        "shallow": "--epochs 30 --sizes 32 --blocks 1 1 1 --widths 64 256 384"}, 3) | each(
+        "--recipe strong --compile --blocks 2 2 2 --batch-size 512 --group 1000", {
+            "strong-60": "--epochs 60"}, 3),
     "gpu-claims": each("--compile --epochs 30", dict(list(FLAGS.items())[:8]) | {
         "plain-27": "--plain --blocks 9 9 9 --widths 38 76 152",
         "skips-27": "--blocks 9 9 9 --widths 38 76 152",
