@@ -83,7 +83,7 @@ def claims(runs):
 
 
 RECIPES = {"gpu-long": "strong, all 50,000 images, 200 epochs", "gpu-strong": "strong",
-           "gpu-paper": "paper", "gpu-claims": "paper, 30 epochs", "gpu-fast": "quick, shortened",
+           "gpu-paper": "paper", "gpu-claims": "paper, 30 epochs", "gpu-fast": "shortened",
            "quick": "quick"}
 
 
