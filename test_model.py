@@ -38,7 +38,7 @@ HERE = Path(__file__).resolve().parent
 TINY = ("--data fake --device cpu --blocks 1 1 1 --widths 2 4 4 --lr 1e-2 --batch-size 100 --train-size 300 "
         "--val-size 200").split()
 FULL = ("--train-size 800 --batch-size 20 --widths 8 16 16 --lr 2e-2 --augment flip crop --group 50 --ema 0.5 "
-        "--cutmix 0.2 --warmup 1 --dropout 0.1 --epochs 3 --sizes 24 32 32 --refine 0.3 --seed 1")
+        "--cutmix 0.2 --warmup 1 --dropout 0.1 --epochs 3 --sizes 24 32 32 --seed 1")
 needs_cifar10 = pytest.mark.skipif("CIFAR10" not in os.environ, reason="set CIFAR10=DIR to test on the real data")
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -58,7 +58,7 @@ def fast():
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """The folder of a finished run with the average, CutMix, dropout, a warm-up, growing images and refinement."""
+    """The folder of a finished run with the average, CutMix, dropout, a warm-up and growing images."""
     out = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "save_figure", model.save_figure)
@@ -251,7 +251,7 @@ def test_learning_rate_is_a_cosine_to_zero_after_a_linear_warmup():
 def test_the_papers_recipe_is_the_default():
     paper = dict(recipe="paper", lr=1e-4, weight_decay=1e-2, label_smoothing=0.1, batch_size=128, epochs=100,
                  blocks=[4, 5, 3], widths=[64, 128, 256], val_size=5000, augment=data.PAPER, group=250, sizes=[32])
-    off = dict(warmup=0, ema=0, cutmix=0, dropout=0, refine=0, plain=False)
+    off = dict(warmup=0, ema=0, cutmix=0, dropout=0, plain=False)
     args = vars(train.parse_args([]))
     assert {name: args[name] for name in paper | off} == paper | off
 
@@ -303,7 +303,7 @@ def test_steps_overfit_one_batch_and_drop_old_gradients_before_the_forward_pass(
     assert loss.item() == pytest.approx((0.9 * right + 0.1 * every).item(), rel=0.01)
 
 
-def test_sizes_share_the_epochs_cutmix_counts_the_larger_share_and_the_last_epochs_are_refined(monkeypatch):
+def test_sizes_share_the_epochs_and_cutmix_counts_the_larger_share(monkeypatch):
     asked, drawn, groups, averaged = [], [], [], []
 
     def answer_what_is_asked(parts, x, target, label_smoothing):
@@ -315,13 +315,13 @@ def test_sizes_share_the_epochs_cutmix_counts_the_larger_share_and_the_last_epoc
     monkeypatch.setattr(train, "augmentation", lambda *args: drawn.append(args) or data.augmentation(*args))
     monkeypatch.setattr(train, "augment", lambda *args: groups.append(args[2]) or data.augment(*args))
     monkeypatch.setattr(train, "update_average", lambda parts, decay: averaged.append(decay))
-    run = ready("--augment trivial --cutmix 1 --refine 0.2 --epochs 10 --sizes 16 24 24 32 "
+    run = ready("--augment trivial --cutmix 1 --epochs 10 --sizes 16 24 24 32 "
                 "--label-smoothing 0.3 --ema 0.7 --group 50")
     run[0].model.eval()                                         # as an evaluation leaves it
     assert [train.train_epoch(*run, epoch)["train_acc"] for epoch in range(1, 11)] == [1] * 10
     assert [size for _, size in drawn] == [16] * 3 + [24] * 5 + [32] * 2
-    assert [names for names, _ in drawn] == [["trivial"]] * 8 + [["reflect", "flip"]] * 2
-    assert [target.dim() for target in asked] == [2] * 16 + [1] * 4             # two steps an epoch
+    assert [names for names, _ in drawn] == [["trivial"]] * 10
+    assert [target.dim() for target in asked] == [2] * 20                       # two steps an epoch
     assert groups == [50] * 10 and averaged == [0.7] * 10       # in one of the two steps
     run[-1].seed = 1
     train.train_epoch(*run, 10)

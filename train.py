@@ -68,10 +68,8 @@ def train_epoch(parts, images, labels, args, epoch):
     same bits (on a GPU with --deterministic). SystemExit if the loss or a weight is not finite.
     """
     torch.manual_seed(args.seed * 1_000_003 + epoch)        # no two seeds share an epoch's draws
-    refining = epoch > round((1 - args.refine) * args.epochs)
-    names = ["reflect", "flip"] if refining else args.augment
-    inputs = augment(images, augmentation(names, size_in(epoch, args)), args.group)
-    cutmix = v2.RandomApply([v2.CutMix(num_classes=CLASSES)], p=0 if refining else args.cutmix)
+    inputs = augment(images, augmentation(args.augment, size_in(epoch, args)), args.group)
+    cutmix = v2.RandomApply([v2.CutMix(num_classes=CLASSES)], p=args.cutmix)
     steps = len(images) // args.batch_size      # no short last batch: batch norm is noisy on few
     order = torch.randperm(len(images), device=images.device)[:steps * args.batch_size]
     losses, correct = torch.zeros(2, steps, device=images.device)       # read once, at the end
@@ -295,9 +293,9 @@ RECIPES = {         # defaults; a flag that is typed wins
     "paper": {},    # the defaults below are the paper's own
     "quick": dict(blocks=[1, 2, 2], widths=[32, 96, 192], epochs=34, sizes=[20, 24, 32],
                   lr=1e-2, weight_decay=0.1, warmup=3.0, ema=0.98,
-                  augment=["reflect", "flip"], cutmix=0.3, refine=0.15),
+                  augment=["reflect", "flip"], cutmix=0.3),
     "strong": dict(lr=3e-3, weight_decay=0.1, warmup=5.0, ema=0.992,
-                   augment=["reflect", "flip", "trivial"], cutmix=0.5, refine=0.15),
+                   augment=["reflect", "flip", "trivial"], cutmix=0.5),
 }
 
 
@@ -343,8 +341,6 @@ def add_recipe_flags(flag):
     flag("--augment", nargs="*", choices=[*PAPER, "reflect", "trivial"], default=PAPER,
          metavar="NAME", help=f"any of {' '.join(PAPER)} reflect trivial, in the order given")
     flag("--cutmix", type=share, default=0.0, help="share of batches mixed (arXiv:1905.04899)")
-    flag("--refine", type=share, default=0.0, help="share of the epochs, at the end, with reflect "
-         "and flip alone and no CutMix (arXiv:1909.09148)")
     flag("--sizes", type=number(int, 8, 32), nargs="+", default=[32], help="image sizes in equal "
          "shares of the epochs; evaluation is always at 32")
     flag("--group", type=count, default=250, help="images that share one draw of the augmentation; "

@@ -74,10 +74,9 @@ SCREENED = {
     "base": "", "black-border": "--augment crop flip", "batch-64": "--batch-size 64",
     "smoothing-0.2": "--label-smoothing 0.2", "lr-2e-2": "--lr 2e-2", "lr-5e-3": "--lr 5e-3"}
 TRIED = {
-    "batch-64": "--batch-size 64", "unrefined": "--refine 0", "cutmix-0.5": "--cutmix 0.5",
-    "no-cutmix": "--cutmix 0", "no-ema": "--ema 0", "full-size": "--sizes 32 --epochs 22"}
-FAST = ("--recipe quick --cutmix 0 --refine 0 --blocks 2 2 2 --widths 64 128 256 "
-        "--batch-size 512")
+    "batch-64": "--batch-size 64", "cutmix-0.5": "--cutmix 0.5", "no-cutmix": "--cutmix 0",
+    "no-ema": "--ema 0", "full-size": "--sizes 32 --epochs 22"}
+FAST = "--recipe quick --cutmix 0 --blocks 2 2 2 --widths 64 128 256 --batch-size 512"
 LISTS = {
     "screen": each(SCREEN, SCREENED),
     "tried": each("--recipe quick", TRIED),
@@ -85,15 +84,14 @@ LISTS = {
                for regime, length in REGIMES.items()
                for name, flags in each("", FLAGS, 3).items()},
     "quick": each("--recipe quick", {"quick": ""}, 3) | each("", {
-        "larger": "--recipe quick --widths 32 128 256 --epochs 57 --cutmix 0.5 --refine 0 "
-                  "--val-size 1000",
+        "larger": "--recipe quick --widths 32 128 256 --epochs 57 --cutmix 0.5 --val-size 1000",
         "paper-values": "--blocks 1 2 2 --widths 32 96 192 --epochs 34"}),
     "gpu-paper": each("--compile", {"paper": "", "drawn": "--blocks 2 2 2"}, 3) | each(
         "--compile", {"plain": "--plain"}),
-    "gpu-strong": each("--recipe strong --compile", {"strong": "", "unrefined": "--refine 0"}, 3),
-    # Batches of 512 take two thirds of the time; for four times the images AdamW's rate and decay are
-    # doubled (arXiv:2205.10287), and the average holds as many epochs.
-    "gpu-long": each("--recipe strong --compile --refine 0 --val-size 0 --epochs 200", {
+    "gpu-strong": each("--recipe strong --compile", {"strong": ""}, 3),
+    # Batches of 512 take two thirds of the time. For four times the images AdamW's rate and decay
+    # are doubled (arXiv:2205.10287); the average is over somewhat more epochs.
+    "gpu-long": each("--recipe strong --compile --val-size 0 --epochs 200", {
         "long": "--batch-size 512 --lr 6e-3 --weight-decay 0.2 --ema 0.98"}),
     "gpu-fast": each(FAST, {
         "15-epochs": "--epochs 15", "30-epochs": "--epochs 30",
