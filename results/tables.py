@@ -106,9 +106,9 @@ def recipes(runs):
 
 
 def headline(runs):
-    """The first screen's numbers: the best that was measured, the paper's recipe, the quick one."""
+    """The first screen's numbers: the best that was measured, and the three recipes."""
     rows, (best, *others) = [], reached(runs)
-    shown = runs["gpu-paper"]["paper"], runs["quick"]["quick"]
+    shown = runs["gpu-strong"]["strong"], runs["gpu-paper"]["paper"], runs["quick"]["quick"]
     for test, _, seeds in [best, *(other for other in others if other[2] in shown)]:
         row = min(seeds, key=lambda row: float(row["minutes"]))
         rows.append([f"**{test:.1f}%**", len(seeds), f"{int(row['parameters']):,}",
