@@ -2,7 +2,7 @@
 
     python model.py                                     # the paper's: 4,992,586 parameters
     python model.py --blocks 2 2 2                      # the six blocks that it draws: 2,777,674
-    python model.py --blocks 1 1 1 --widths 16 32 64    # small: minutes on two CPU cores
+    python model.py --blocks 1 1 1 --widths 16 32 64    # small: trained in minutes
 
 Sources: paper sections 1.4 and 2.1; He et al., Deep Residual Learning (arXiv:1512.03385), whose
 "option B" is the shortcut of Block. Below the network: its checkpoint, the choice of device and

@@ -44,8 +44,8 @@ def predict(model, images, dtype=torch.float32, tta=False):
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         for batch in batches:
             x = normalise(batch.to(device))                                 # (B, 3, 32, 32)
-            views = [model(x).float(), model(x.flip(3)).float()] if tta else [model(x).float()]
-            logits.append(sum(views) / len(views))                          # (B, 10)
+            views = [x, x.flip(3)] if tta else [x]
+            logits.append(sum(model(view).float() for view in views) / len(views))      # (B, 10)
     return torch.cat(logits)
 
 
