@@ -74,6 +74,9 @@ SCREENED = {
     "base": "", "black-border": "--augment crop flip", "batch-64": "--batch-size 64",
     "smoothing-0.2": "--label-smoothing 0.2", "lr-2e-2": "--lr 2e-2", "lr-5e-3": "--lr 5e-3"}
 FAST = "--recipe quick --cutmix 0 --blocks 2 2 2 --widths 64 128 256 --batch-size 512"
+# Batches of 512 take two thirds of the time. For four times the images AdamW's rate and decay are
+# doubled (arXiv:2205.10287); the average is over somewhat more epochs.
+LARGE = "--batch-size 512 --lr 6e-3 --weight-decay 0.2 --ema 0.98"
 LISTS = {
     "screen": each(SCREEN, SCREENED),
     "claims": {f"{regime}/{name}": f"{SMALL} {length} {flags}"
@@ -84,15 +87,12 @@ LISTS = {
         "paper-values": "--blocks 1 2 2 --widths 32 96 192 --epochs 34"}),
     "gpu-paper": each("--compile", {"paper": "", "drawn": "--blocks 2 2 2"}, 3) | each(
         "--compile", {"plain": "--plain"}),
-    "gpu-strong": each("--recipe strong --compile", {"strong": ""}, 3),
-    # Batches of 512 take two thirds of the time. For four times the images AdamW's rate and decay
-    # are doubled (arXiv:2205.10287); the average is over somewhat more epochs.
-    "gpu-long": each("--recipe strong --compile --val-size 0 --epochs 200", {
-        "long": "--batch-size 512 --lr 6e-3 --weight-decay 0.2 --ema 0.98"}),
+    "gpu-strong": each("--recipe strong --compile", {"strong": "", "batch-512": LARGE}, 3),
+    "gpu-long": each("--recipe strong --compile --val-size 0 --epochs 200", {"long": LARGE}),
     "gpu-fast": each(FAST, {
         "15-epochs": "--epochs 15", "30-epochs": "--epochs 30",
-        "shallow": "--epochs 30 --sizes 32 --blocks 1 1 1 --widths 64 256 384"}, 3) | each(
-        "--recipe strong --compile --blocks 2 2 2 --batch-size 512 --group 1000", {
+        "compiled": "--epochs 40 --sizes 32 --compile --group 1000"}, 3) | each(
+        f"--recipe strong --compile --blocks 2 2 2 --group 1000 {LARGE}", {
             "strong-60": "--epochs 60"}, 3),
     "gpu-claims": each("--compile --epochs 30", dict(list(FLAGS.items())[:8]) | {
         "plain-27": "--plain --blocks 9 9 9 --widths 38 76 152",
