@@ -74,8 +74,8 @@ SCREENED = {
     "base": "", "black-border": "--augment crop flip", "batch-64": "--batch-size 64",
     "smoothing-0.2": "--label-smoothing 0.2", "lr-2e-2": "--lr 2e-2", "lr-5e-3": "--lr 5e-3"}
 FAST = "--recipe quick --cutmix 0 --blocks 2 2 2 --widths 64 128 256 --batch-size 512"
-# Batches of 512 take two thirds of the time. For four times the images AdamW's rate and decay are
-# doubled (arXiv:2205.10287); the average is over somewhat more epochs.
+# Steps of 512 take two thirds of the time per image (speed-gpu.txt). For four times the images
+# AdamW's rate and decay are doubled (arXiv:2205.10287); the average is over somewhat more epochs.
 LARGE = "--batch-size 512 --lr 6e-3 --weight-decay 0.2 --ema 0.98"
 LISTS = {
     "screen": each(SCREEN, SCREENED),
