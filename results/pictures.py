@@ -31,8 +31,7 @@ def draw_architecture(model):
     total, work = (f"{sum(row[k] for row in rows):,}" for k in (2, 3))
     axes.set(xlim=(-0.6, len(rows) - 0.4), ylim=(-1.05, 0.6),
              title=f"{total} parameters, {work} multiply-adds; a skip around each block")
-    axes.text(-0.65, -0.76, "part\noutput\nparameters\nmultiply-adds", ha="right", va="center",
-              fontsize=9)
+    axes.text(-0.65, -0.76, "part\noutput\nparameters\nmultiply-adds", **MIDDLE | {"ha": "right"})
     axes.axis("off")
     return figure
 
@@ -41,13 +40,12 @@ def draw_claims(runs):
     """Gain or loss of each part of the recipe in both regimes, with twice the standard error."""
     figure = Figure(figsize=(9, 4), layout="constrained")
     axes = figure.subplots()
-    parts = [(row[0], name) for name, row in CLAIMS.items() if row[2] == "recipe"]
-    regimes = (("all", "(a) all images, 5 epochs"), ("tenth", "(b) a tenth, 50 epochs"))
-    for i, (regime, label) in enumerate(regimes):
-        gains, errors = zip(*(difference(runs[f"claims/{regime}"], n, "recipe") for _, n in parts))
-        axes.barh([y - 0.2 + 0.4 * i for y in range(len(parts))], gains, 0.38,
-                  xerr=errors, label=label)
-    axes.set_yticks(range(len(parts)), [question for question, _ in parts])
+    parts = {name: row[0] for name, row in CLAIMS.items() if row[2] == "recipe"}
+    for regime, label, shift in (("all", "(a) all images, 5 epochs", -0.2),
+                                 ("tenth", "(b) a tenth, 50 epochs", 0.2)):
+        gains, errors = zip(*(difference(runs[f"claims/{regime}"], n, "recipe") for n in parts))
+        axes.barh([y + shift for y in range(len(parts))], gains, 0.38, xerr=errors, label=label)
+    axes.set_yticks(range(len(parts)), parts.values())
     axes.invert_yaxis()
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_xlabel("change of the test accuracy in points, and twice its standard error")

@@ -17,8 +17,8 @@ from predict import accuracy, parse_args, predict
 
 def noisy(images, sigma):
     """Gaussian noise whose standard deviation is sigma of the full range."""
-    noisy = TF.to_dtype(images, scale=True) + sigma * torch.randn(images.shape)
-    return TF.to_dtype(noisy.clamp(0, 1), torch.uint8, scale=True)
+    values = TF.to_dtype(images, scale=True) + sigma * torch.randn(images.shape)
+    return TF.to_dtype(values.clamp(0, 1), torch.uint8, scale=True)
 
 
 DAMAGES = {         # kind: (function of images and strength, strengths)
@@ -31,7 +31,8 @@ DAMAGES = {         # kind: (function of images and strength, strengths)
 
 
 def main(argv=None):
-    args, device = parse_args(argv), pick_device()
+    args = parse_args(argv)
+    device = pick_device(args.device)
     model, _ = load_checkpoint(args.ckpt, device)
     images, labels = load_data(args.data, train=False)
     for kind, (damage, strengths) in DAMAGES.items():

@@ -12,7 +12,6 @@ import argparse
 import csv
 import json
 import os
-import shlex
 import subprocess
 import sys
 from multiprocessing.pool import ThreadPool
@@ -21,7 +20,6 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from data import PAPER
 from model import Help, ResNet, layer_table, number, start, write_csv
 from train import size_in
 
@@ -34,16 +32,18 @@ def each(flags, names, seeds=1):
 
 # Of equal cost: every image five times; a tenth of them fifty times.
 REGIMES = {"all": "--epochs 5", "tenth": "--epochs 50 --train-size 4500"}
-SMALL = "--blocks 1 1 1 --widths 16 32 64 --lr 3e-3"
 DECAY = "--lr 1e-4 --weight-decay"
 CLAIMS = {      # name: (question, the paper's words, the run that it is compared with, its flags)
     "recipe": ("its recipe", "93 to 94% validation", None, ""),
     "no-smoothing": ("without label smoothing", "notably worse", "recipe", "--label-smoothing 0"),
-    **{f"no-{part}": (f"without {name}", words, "recipe",
-                      f"--augment {' '.join(other for other in PAPER if other != part)}")
-       for part, name, words in (
-           ("autoaugment", "AutoAugment", "notably worse"), ("erasing", "erasing", "worse"),
-           ("rotation", "rotation", "worse"), ("jitter", "jitter", "worse"))},
+    "no-autoaugment": ("without AutoAugment", "notably worse", "recipe",
+                       "--augment rotation flip crop jitter erasing"),
+    "no-erasing": ("without erasing", "worse", "recipe",
+                   "--augment rotation flip crop jitter autoaugment"),
+    "no-rotation": ("without rotation", "worse", "recipe",
+                    "--augment flip crop jitter autoaugment erasing"),
+    "no-jitter": ("without jitter", "worse", "recipe",
+                  "--augment rotation flip crop autoaugment erasing"),
     "crop-and-flip": ("crop and flip alone", "worse", "recipe", "--augment crop flip"),
     "nothing": ("neither augmentation nor smoothing", "worse", "recipe",
                 "--augment --label-smoothing 0"),
@@ -70,31 +70,30 @@ FLAGS = {name: flags for name, (*_, flags) in CLAIMS.items()}
 # What was compared for the quick recipe, with a seventh of its arithmetic.
 SCREEN = ("--blocks 1 1 1 --widths 32 128 256 --epochs 6 --sizes 20 24 32 --lr 1e-2 "
           "--weight-decay 0.1 --warmup 1.2 --ema 0.98 --augment reflect flip")
-SCREENED = {
-    "base": "", "black-border": "--augment crop flip", "batch-64": "--batch-size 64",
-    "smoothing-0.2": "--label-smoothing 0.2", "lr-2e-2": "--lr 2e-2", "lr-5e-3": "--lr 5e-3"}
 FAST = "--recipe quick --cutmix 0 --blocks 2 2 2 --widths 64 128 256 --batch-size 512"
-# Steps of 512 take two thirds of the time per image (speed-gpu.txt). For four times the images
+# Steps of 512 take two thirds of the time per image (results/README.md). For four times the batch
 # AdamW's rate and decay are doubled (arXiv:2205.10287); the average is over somewhat more epochs.
 LARGE = "--batch-size 512 --lr 6e-3 --weight-decay 0.2 --ema 0.98"
 LISTS = {
-    "screen": each(SCREEN, SCREENED),
-    "claims": {f"{regime}/{name}": f"{SMALL} {length} {flags}"
-               for regime, length in REGIMES.items()
-               for name, flags in each("", FLAGS, 3).items()},
+    "screen": each(SCREEN, {
+        "base": "", "black-border": "--augment crop flip", "batch-64": "--batch-size 64",
+        "smoothing-0.2": "--label-smoothing 0.2", "lr-2e-2": "--lr 2e-2", "lr-5e-3": "--lr 5e-3"}),
+    "claims": each("--blocks 1 1 1 --widths 16 32 64 --lr 3e-3", {
+        f"{regime}/{name}": f"{length} {flags}"
+        for regime, length in REGIMES.items() for name, flags in FLAGS.items()}, 3),
     "quick": each("--recipe quick", {"quick": ""}, 3) | each("", {
         "larger": "--recipe quick --widths 32 128 256 --epochs 57 --cutmix 0.5 --val-size 1000",
         "paper-values": "--blocks 1 2 2 --widths 32 96 192 --epochs 34"}),
-    "gpu-paper": each("--compile", {"paper": "", "drawn": "--blocks 2 2 2"}, 3) | each(
-        "--compile", {"plain": "--plain"}),
+    "gpu-paper": each("--compile", {"paper": "", "drawn": "--blocks 2 2 2"}, 3)
+                 | each("--compile", {"plain": "--plain"}),
     "gpu-strong": each("--recipe strong --compile", {"strong": "", "batch-512": LARGE}, 3),
     "gpu-long": each("--recipe strong --compile --val-size 0 --epochs 200", {"long": LARGE}),
-    "gpu-fast": each(FAST, {
-        "15-epochs": "--epochs 15", "30-epochs": "--epochs 30",
-        "compiled": "--epochs 40 --sizes 32 --compile --group 1000"}, 3) | each(
-        f"--recipe strong --compile --blocks 2 2 2 --group 1000 {LARGE}", {
-            "strong-60": "--epochs 60"}, 3),
-    "gpu-claims": each("--compile --epochs 30", dict(list(FLAGS.items())[:8]) | {
+    "gpu-fast": each("", {
+        "15-epochs": f"{FAST} --epochs 15", "30-epochs": f"{FAST} --epochs 30",
+        "compiled": f"{FAST} --epochs 40 --sizes 32 --compile --group 1000",
+        "strong-60": f"--recipe strong --compile --blocks 2 2 2 --group 1000 {LARGE} --epochs 60",
+    }, 3),
+    "gpu-claims": each("--compile --epochs 30", dict(list(FLAGS.items())[:8]) | {     # to "nothing"
         "plain-27": "--plain --blocks 9 9 9 --widths 38 76 152",
         "skips-27": "--blocks 9 9 9 --widths 38 76 152",
         "wide-early": "--blocks 2 2 2 --widths 128 160 320",
@@ -135,17 +134,16 @@ def flop(settings):
 
 def record(list_name, name):
     """Put the row of a run that has ended into runs.csv, in the place of an older one."""
-    folder, rows = HERE / list_name / name, read_rows(HERE / "runs.csv")
+    folder, path = HERE / list_name / name, HERE / "runs.csv"
     result = json.loads((folder / "result.json").read_text())
     best = read_rows(folder / "log.csv")[result["epoch"] - 1]
-    row = result["settings"] | result | {
+    rows = {(row["list"], row["name"]): row for row in read_rows(path)}
+    columns = list(next(iter(rows.values())))
+    rows[list_name, name] = result["settings"] | result | {
         "list": list_name, "name": name, "command": f"python train.py {LISTS[list_name][name]}",
         "minutes": round(result["seconds"] / 60, 2), "flop": flop(result["settings"]),
         "train_acc": round(float(best["train_acc"]), 4)}
-    rows = [old for old in rows if (old["list"], old["name"]) != (list_name, name)] + [row]
-    columns = list(rows[0])
-    rows.sort(key=lambda row: (row["list"], row["name"]))
-    write_csv(HERE / "runs.csv", [columns, *([row[name] for name in columns] for row in rows)])
+    write_csv(path, [columns, *([row[c] for c in columns] for _, row in sorted(rows.items()))])
 
 
 def parse_args(argv=None):
@@ -163,23 +161,22 @@ def main(argv=None):
     args = parse_args(argv)
     rehearsal = args.flags or args.data == "fake"
     place = HERE / "rehearsal" if rehearsal else HERE
-    runs = [(list_name, name, [*shlex.split(flags), "--data", args.data, *args.flags])
+    runs = {f"{list_name}/{name}": [*flags.split(), "--data", args.data, *args.flags]
             for list_name in args.lists
-            for name, flags in LISTS[list_name].items() if args.only in name]
+            for name, flags in LISTS[list_name].items() if args.only in name}
     if args.list:
-        for list_name, name, flags in runs:
-            print("python train.py", *flags, "--out", f"results/{list_name}/{name}")
+        for run, flags in runs.items():
+            print("python train.py", *flags, "--out", f"results/{run}")
         return
     failed = []
     with ThreadPool(args.jobs) as pool:         # which Ctrl-C leaves without starting the next run
-        done = pool.imap_unordered(lambda r: (r[0], r[1], run_one(place / r[0] / r[1], r[2])), runs)
-        for i, (list_name, name, ended) in enumerate(done, start=1):
-            run = f"{list_name}/{name}"
+        done = pool.imap_unordered(lambda run: (run, run_one(place / run, runs[run])), runs)
+        for i, (run, ended) in enumerate(done, start=1):
             print(f"{i}/{len(runs)} {run}: {'done' if ended else 'failed'}", flush=True)
             if not ended:
                 failed.append(run)
             elif not rehearsal:
-                record(list_name, name)
+                record(*run.split("/", 1))
     if failed:
         raise SystemExit(f"error: failed, see terminal.log in {place}: {' '.join(failed)}")
 

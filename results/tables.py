@@ -1,4 +1,4 @@
-"""Write the tables of both READMEs from results/runs.csv and *.txt: no result is typed by hand.
+"""Write the tables of both READMEs from results/runs.csv.
 
     python results/tables.py            # fills what stands between <!-- NAME --> and <!-- /NAME -->
     python results/tables.py --check    # changes nothing; status 1 if a table is out of date
@@ -42,44 +42,48 @@ def first_row(name):
 
 
 def difference(runs, name, baseline):
-    """(difference of the means in points, twice its standard error), or None without a baseline.
+    """The difference of the means in points, and twice its standard error.
 
     The error follows from the noise from seed to seed, pooled over the runs with the same first
     row: three seeds are 4 to 11 points apart without skips, one or two in the recipe.
     """
     a, b = accuracies(runs[name]), accuracies(runs[baseline])
-    if not b:
-        return None
-    spreads = [variance(accuracies(rows)) for run, rows in runs.items()
-               if len(rows) > 1 and first_row(run) == first_row(name)]
-    return mean(a) - mean(b), 2 * math.sqrt(mean(spreads) * (1 / len(a) + 1 / len(b)))
+    noise = mean(variance(accuracies(rows)) for run, rows in runs.items()
+                 if len(rows) > 1 and first_row(run) == first_row(name))
+    return mean(a) - mean(b), 2 * math.sqrt(noise * (1 / len(a) + 1 / len(b)))
+
+
+def verdict(gain, bound, paper):
+    if abs(gain) <= bound:
+        return "within noise"
+    found = "better" if gain > 0 else "worse"
+    if paper == "-":
+        return found
+    return "holds" if (found == "better") == (paper == "better") else "the opposite"
 
 
 def table(head, rows):
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("|" + "|".join(map(str, line)) + "|" for line in lines)
+    """Markdown. head: the titles of the columns, with a bar between two."""
+    line = "|".join(["---"] * len(head.split("|")))
+    return "\n".join(f"|{row}|" for row in [head, line, *("|".join(map(str, r)) for r in rows)])
 
 
 def claims(runs):
-    lines = []
+    rows = []
     for name, (question, paper, baseline, _) in CLAIMS.items():
         cells, verdicts = [], []
         for regime in REGIMES:
             of_regime = runs[f"claims/{regime}"]
-            text = f"{mean(accuracies(of_regime[name])):.1f}"
-            if found := difference(of_regime, name, baseline):
-                gain, bound = (round(x, 1) for x in found)      # judged as they are printed
-                text += f" ({gain:+.1f}±{bound:.1f})"
-                verdict = "better" if gain > bound else "worse" if gain < -bound else "within noise"
-                if paper != "-" and verdict != "within noise":
-                    holds = verdict == ("better" if paper == "better" else "worse")
-                    verdict = "holds" if holds else "the opposite"
-                verdicts.append(verdict)
-            cells.append(text)
-        verdict = "; ".join(f"({r}) {v}" for r, v in zip("ab", verdicts))
-        verdict = verdicts[0] if len(set(verdicts)) == 1 else verdict or "-"
-        lines.append([question, paper, *cells, verdict])
-    return table(["question", "the paper", "(a) test %", "(b) test %", "verdict"], lines)
+            cell, judged = f"{mean(accuracies(of_regime[name])):.1f}", "-"
+            if baseline:
+                gain, bound = (round(x, 1) for x in difference(of_regime, name, baseline))
+                cell += f" ({gain:+.1f}±{bound:.1f})"
+                judged = verdict(gain, bound, paper)        # of the numbers as they are printed
+            cells.append(cell)
+            verdicts.append(judged)
+        a, b = verdicts
+        rows.append([question, paper, *cells, a if a == b else f"(a) {a}; (b) {b}"])
+    return table("question|the paper|(a) test %|(b) test %|verdict", rows)
 
 
 RECIPES = {"gpu-long": "strong, all 50,000 images, 200 epochs", "gpu-strong": "strong",
@@ -92,9 +96,7 @@ def recipes(runs):
     found = [(f"{title}: `{name}`", rows)
              for list_name, title in RECIPES.items() for name, rows in runs[list_name].items()]
     found.sort(key=lambda recipe: -mean(accuracies(recipe[1])))
-    head = ["recipe", "parameters", "test %", "validation %", "seeds", "operations", "minutes",
-            "measured on"]
-    return table(head, [
+    return table("recipe|parameters|test %|validation %|seeds|operations|minutes|measured on", [
         [title, f"{int(rows[0]['parameters']):,}", percent(accuracies(rows)),
          percent(accuracies(rows, "val_acc")), len(rows), f"{float(rows[0]['flop']):.1e}",
          ", ".join(f"{float(row['minutes']):.3g}" for row in rows),
@@ -112,18 +114,17 @@ def headline(runs):
                      f"{int(row['parameters']):,}", f"{float(row['minutes']):.0f}",
                      row["machine"].rpartition(", torch")[0],
                      f"`{row['command'].partition(' --seed')[0]}`"])
-    head = ["test accuracy", "seeds", "parameters", "minutes, fastest", "on", "command"]
-    return table(head, rows)
+    return table("test accuracy|seeds|parameters|minutes, fastest|on|command", rows)
 
 
 def screening(runs):
     """Validation accuracy of everything that was tried for the quick recipe, best first."""
-    own = {"screen": SCREEN, "refined": "--recipe quick"}
-    rows = [row for name in own for seeds in runs[name].values() for row in seeds]
-    rows.sort(key=lambda row: -float(row["val_acc"]))
-    return table(["list", "flags beside the list's own", "validation", "operations"], [
-        [row["list"], f"`{row['command'].partition(own[row['list']])[2].strip()}`",
-         f"{float(row['val_acc']):.2%}", f"{float(row['flop']):.1e}"] for row in rows])
+    found = [(row, own) for name, own in (("screen", SCREEN), ("refined", "--recipe quick"))
+             for rows in runs[name].values() for row in rows]
+    found.sort(key=lambda pair: -float(pair[0]["val_acc"]))
+    return table("list|flags beside the list's own|validation|operations", [
+        [row["list"], f"`{row['command'].partition(own)[2].strip()}`",
+         f"{float(row['val_acc']):.2%}", f"{float(row['flop']):.1e}"] for row, own in found])
 
 
 def parse_args(argv=None):
@@ -134,13 +135,11 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args, runs = parse_args(argv), load_runs()
-    parts = {part.__name__: part(runs) for part in (headline, claims, recipes, screening)}
-    for path in HERE.glob("*.txt"):             # what a command printed stands there as it is
-        parts[path.stem] = f"```\n{path.read_text('utf-8').strip()}\n```"
+    tables = {part.__name__: part(runs) for part in (headline, claims, recipes, screening)}
     for path in (HERE.parent / "README.md", HERE / "README.md"):
         old = path.read_text("utf-8")
-        new = re.sub(r"(?s)(<!-- ([\w-]+) -->\n).*?(?=<!-- /\2 -->)",
-                     lambda m: f"{m[1]}{parts[m[2]]}\n", old)
+        new = re.sub(r"(?s)(<!-- (\w+) -->\n).*?(?=<!-- /\2 -->)",
+                     lambda m: f"{m[1]}{tables[m[2]]}\n", old)
         if args.check and new != old:
             raise SystemExit(f"error: {path.name} is out of date: python results/tables.py")
         if new != old:
