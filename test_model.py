@@ -17,16 +17,15 @@ import shlex
 import shutil
 import signal
 import sys
-import time
 from pathlib import Path
-from types import SimpleNamespace
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
+from torchvision.transforms import v2
 
 import data
 import model
@@ -35,12 +34,12 @@ import train
 from model import ResNet
 
 HERE = Path(__file__).resolve().parent
+README = (HERE / "README.md").read_text("utf-8")
 TINY = ("--data fake --device cpu --blocks 1 1 1 --widths 2 4 4 --lr 1e-2 --batch-size 100 --train-size 300 "
         "--val-size 200").split()
-FULL = ("--train-size 800 --batch-size 20 --widths 8 16 16 --lr 2e-2 --augment flip crop --group 50 --ema 0.5 "
+FULL = ("--train-size 800 --batch-size 20 --widths 8 16 16 --lr 6e-3 --augment flip crop --group 50 --ema 0.5 "
         "--cutmix 0.2 --warmup 1 --dropout 0.1 --epochs 3 --sizes 24 32 32 --seed 1")
 needs_cifar10 = pytest.mark.skipif("CIFAR10" not in os.environ, reason="set CIFAR10=DIR to test on the real data")
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -71,13 +70,13 @@ def run(folder, flags):
 
 
 def history(folder):
-    """log.csv without the column that times the machine."""
+    """The numbers of log.csv, without the column that times the machine."""
     lines = (folder / "log.csv").read_text().splitlines()
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(lines)]
+    return [{k: float(v) for k, v in row.items() if k != "seconds"} for row in csv.DictReader(lines)]
 
 
 def load(path):
-    return torch.load(path, weights_only=True)
+    return json.loads(path.read_text()) if path.suffix == ".json" else torch.load(path, weights_only=True)
 
 
 def same(a, b):
@@ -116,82 +115,58 @@ def test_a_skip_carries_the_image_around_the_convolutions_and_is_all_that_plain_
     residual, plain = ({name: value.shape for name, value in ResNet(residual=residual).state_dict().items()}
                        for residual in (True, False))
     assert plain == {name: shape for name, shape in residual.items() if "shortcut" not in name} != residual
+    assert not any(part.residual for part in ResNet(residual=False).modules() if isinstance(part, model.Block))
     assert all(conv.stride == (1, 1) for conv in ResNet().modules() if isinstance(conv, torch.nn.Conv2d)
                and conv.kernel_size == (1, 1))          # oneDNN's other ones write outside their memory on AVX2
 
 
 # ---- the data --------------------------------------------------------------------------------------
-def coordinate_images(n):
-    """Images whose channels hold row + 1, column + 1 and the image's number + 1; 0 is what a crop pads with."""
-    images = torch.empty(n, 3, 32, 32, dtype=torch.uint8)
-    images[:, 0] = torch.arange(1, 33).view(1, 32, 1)
-    images[:, 1] = torch.arange(1, 33).view(1, 1, 32)
-    images[:, 2] = torch.arange(1, n + 1).view(n, 1, 1)
-    return images
-
-
 def crops(images, group, rounds):
     """(row offset, column offset, mirrored) of every image in `rounds` augmentations by crop and flip."""
-    mean, std = torch.tensor(data.MEAN).view(3, 1, 1), torch.tensor(data.STD).view(3, 1, 1)
-    draws = []
-    for _ in range(rounds):
-        out = ((data.augment(images, data.augmentation(["crop", "flip"]), group) * std + mean) * 255).round().int()
-        middle = out[:, :, 16, 16]                                          # (N, 3): never padding
-        assert torch.equal(middle[:, 2], torch.arange(1, len(images) + 1).int()), "ids are mixed up"
-        mirrored = out[:, 1, 16, 15] > out[:, 1, 16, 16]
-        rows, columns = middle[:, 0] - 17, torch.where(mirrored, middle[:, 1] - 16, middle[:, 1] - 17)
-        draws.append(torch.stack([rows, columns, mirrored.int()], dim=1))
-    return torch.cat(draws)
+    transform = v2.Compose(data.augmentation(["crop", "flip"]).transforms[:-1])         # without normalise
+    versions = torch.cat([data.augment(images, transform, group) for _ in range(rounds)])
+    row, column, number = versions[:, :, 16, 16].int().unbind(1)                        # never padding
+    assert torch.equal(number, images[:, 2, 0, 0].int().repeat(rounds)), "ids are mixed up"
+    mirrored = (versions[:, 1, 16, 15] > versions[:, 1, 16, 16]).int()
+    return torch.stack([row - 17, column - 17 + mirrored, mirrored], dim=1)
 
 
-def test_group_draws_have_the_distribution_of_single_draws_and_leave_ids_and_input_as_they_are():
-    images, before = coordinate_images(100), coordinate_images(100)
+def test_group_draws_have_the_distribution_of_single_draws_and_a_batch_mixes_them():
+    number, row, column = torch.meshgrid(torch.arange(200), torch.arange(32), torch.arange(32), indexing="ij")
+    images = torch.stack([row, column, number], dim=1).to(torch.uint8) + 1              # 0 is what a crop pads with
+    before = images.clone()
     torch.manual_seed(0)
-    single, grouped = crops(images, group=1, rounds=20), crops(images, group=10, rounds=200)    # 2,000 draws each
-    for column, values in ((0, 9), (1, 9), (2, 2)):
-        low = -4 if values == 9 else 0
-        share = [torch.bincount(draws[:, column].long() - low, minlength=values) / len(draws)
-                 for draws in (single, grouped)]
-        assert (share[0] - share[1]).abs().max() < 0.04         # four deviations of a share of 1/2 in 2,000 draws
-        assert (share[1] - 1 / values).abs().max() < 0.04
-    assert torch.equal(images, before)
-
-
-def test_group_one_draws_for_each_image_and_a_batch_mixes_draws():
-    images = coordinate_images(200)
-    torch.manual_seed(0)
-    assert len(crops(images, group=1, rounds=1).unique(dim=0)) > 100        # of 162 crops
+    single, grouped = crops(images, group=1, rounds=10), crops(images, group=10, rounds=100)    # 2,000 draws each
+    for column, lowest, values in ((0, -4, 9), (1, -4, 9), (2, 0, 2)):
+        for draws in (single, grouped):             # within three and a half deviations of a share of 1/2
+            share = torch.bincount(draws[:, column] - lowest, minlength=values) / len(draws)
+            assert (share - 1 / values).abs().max() < 0.04
+    assert len(single[:200].unique(dim=0)) > 100                            # of 162 crops
     assert 1 < len(crops(images, group=50, rounds=1).unique(dim=0)) <= 4
     neighbours = crops(images, group=100, rounds=1)[:20]                    # groups are drawn, not cut in file order
     assert len(neighbours.unique(dim=0)) == 2
+    assert torch.equal(images, before)
 
 
-def test_papers_augmentation_stands_in_its_order_and_erases_last():
+def test_papers_augmentation_stands_in_its_order_erases_last_and_follows_from_the_seed():
     steps = data.augmentation().transforms
     assert [type(step).__name__ for step in steps[:5]] == [
         "RandomRotation", "RandomHorizontalFlip", "RandomCrop", "ColorJitter", "AutoAugment"]
-    assert steps[0].degrees == [-15, 15] and steps[3].hue is None and steps[3].brightness == (0.8, 1.2)
-    assert steps[4].policy.value == "cifar10"
+    assert steps[0].degrees == [-15, 15] and steps[4].policy.value == "cifar10" and steps[3].hue is None
+    assert steps[3].brightness == steps[3].contrast == steps[3].saturation == (0.8, 1.2)
     assert steps[6] is data.normalise and type(steps[7]).__name__ == "RandomErasing" and steps[7].p == 0.2
-
-
-def test_every_draw_of_the_papers_augmentation_follows_from_the_seed():     # so that an epoch can be repeated
     images, versions = data.fake_data(train=False)[0][:100], []
-    for seed in (0, 0, 1):
+    for seed in (0, 0, 1):                                      # so that an epoch can be repeated
         torch.manual_seed(seed)
         versions.append(data.augment(images, data.augmentation(), 1))
     assert torch.equal(versions[0], versions[1]) and not torch.equal(versions[0], versions[2])
 
 
-def test_a_crop_fills_its_margin_with_black_and_reflect_with_the_image():
+def test_a_crop_adds_black_reflect_adds_the_image_and_smaller_images_are_shrunk_not_cut():
     white = torch.full((50, 3, 32, 32), 255, dtype=torch.uint8)
     crop, reflect = (data.augment(white, data.augmentation([name]), 1) for name in ("crop", "reflect"))
     black_and_white = data.normalise(torch.tensor([0, 255], dtype=torch.uint8).expand(3, 1, 2))
-    assert torch.equal(reflect, data.normalise(white))
-    assert torch.equal(crop.unique(), black_and_white.unique())
-
-
-def test_smaller_images_are_shrunk_not_cut():
+    assert torch.equal(reflect, data.normalise(white)) and torch.equal(crop.unique(), black_and_white.unique())
     images = data.fake_data(train=False)[0][:20]
     small = data.augment(images, data.augmentation(["flip"], size=16), 1)
     assert small.shape == (20, 3, 16, 16)
@@ -213,30 +188,22 @@ def test_split_is_disjoint_balanced_and_stable():
     assert_refused("no more than 1,000", data.split, labels, 100, 910, 3)
 
 
-def test_fake_data_is_the_same_each_time():
+def test_fake_data_is_the_same_each_time_and_its_augmentation_is_drawn(tmp_path):
     a, b = (data.fake_data.__wrapped__(train=True)[0] for _ in range(2))
     assert torch.equal(a, b) and a.shape == (10_000, 3, 32, 32) and a.dtype == torch.uint8
     assert not torch.equal(a[:2000], data.fake_data(train=False)[0])
-
-
-def test_the_picture_of_the_augmentation_is_drawn(tmp_path):
     data.main(["--data", "fake", "--out", str(tmp_path / "a.png")])
     assert Image.open(tmp_path / "a.png").width > 500
 
 
-def test_download_goes_on_until_a_mirror_gives_the_official_bytes(tmp_path, monkeypatch):
-    errors, urls = [OSError("no route"), RuntimeError("File not found or corrupted.")], []
-
-    def cifar10(root, train, download):             # torchvision's checks the MD5 of every file
-        assert root == tmp_path                     # which holds cifar-10-batches-py
-        urls.append(cifar10.url)
-        if errors:
-            raise errors.pop()
-        return SimpleNamespace(data=np.zeros((2, 32, 32, 3), np.uint8), targets=[3, 4])
-
-    monkeypatch.setattr(data.datasets, "CIFAR10", cifar10)
+def test_download_goes_on_until_a_mirror_gives_the_official_bytes(tmp_path, monkeypatch, capsys):
+    whole = Mock(data=np.zeros((2, 32, 32, 3), np.uint8), targets=[3, 4])
+    cifar10 = Mock(side_effect=[OSError("no route"), RuntimeError("File not found or corrupted."), whole])
+    monkeypatch.setattr(data.datasets, "CIFAR10", cifar10)          # torchvision's checks the MD5 of every file
     images, labels = data.load_data(tmp_path / "cifar-10-batches-py", train=True)
-    assert images.shape == (2, 3, 32, 32) and labels.tolist() == [3, 4] and urls == data.MIRRORS and len(urls) == 3
+    assert images.shape == (2, 3, 32, 32) and labels.tolist() == [3, 4]
+    assert cifar10.call_args.args == (tmp_path, True)               # the folder that holds cifar-10-batches-py
+    assert [*re.findall("from (http.*): ", capsys.readouterr().out), cifar10.url] == data.MIRRORS
 
 
 # ---- the recipe ------------------------------------------------------------------------------------
@@ -248,20 +215,20 @@ def test_learning_rate_is_a_cosine_to_zero_after_a_linear_warmup():
     assert train.lr_factor(1000, 1000, 1000) == 1           # a warm-up as long as the run divides by no zero
 
 
-def test_the_papers_recipe_is_the_default():
+def test_the_papers_recipe_is_the_default_that_the_readme_quotes_and_a_flag_overrides_any_recipe():
     paper = dict(recipe="paper", lr=1e-4, weight_decay=1e-2, label_smoothing=0.1, batch_size=128, epochs=100,
                  blocks=[4, 5, 3], widths=[64, 128, 256], val_size=5000, augment=data.PAPER, group=250, sizes=[32])
     off = dict(warmup=0, ema=0, cutmix=0, dropout=0, plain=False)
-    args = vars(train.parse_args([]))
-    assert {name: args[name] for name in paper | off} == paper | off
-
-
-@pytest.mark.parametrize("recipe", ["quick", "strong"])
-def test_a_flag_overrides_its_recipe_wherever_it_stands(recipe):
-    plain = vars(train.parse_args(["--recipe", recipe]))
-    assert plain["ema"] > 0 and plain["lr"] > 1e-4
-    for argv in (["--recipe", recipe, "--ema", "0.5"], ["--ema", "0.5", "--recipe", recipe]):
-        assert vars(train.parse_args(argv)) == plain | {"recipe": recipe, "ema": 0.5}
+    defaults = vars(train.parse_args([]))
+    assert defaults | paper | off == defaults
+    quoted = re.findall(r"`--([a-z-]+)`\s\(default ([^)]+)\)", README)
+    typed = vars(train.parse_args([word for name, value in quoted for word in (f"--{name}", *value.split())]))
+    assert len(quoted) >= 9 and typed == defaults
+    for recipe in ("quick", "strong"):
+        plain = vars(train.parse_args(["--recipe", recipe]))
+        assert plain["ema"] > 0 and plain["lr"] > 1e-4
+        for argv in (["--recipe", recipe, "--ema", "0.5"], ["--ema", "0.5", "--recipe", recipe]):
+            assert vars(train.parse_args(argv)) == plain | {"recipe": recipe, "ema": 0.5}
 
 
 def ready(flags=""):
@@ -272,14 +239,15 @@ def ready(flags=""):
 
 
 def test_every_flag_of_the_recipe_reaches_what_it_names_and_only_filters_and_matrices_decay():
-    parts, *_ = ready("--lr 0.3 --weight-decay 0.7 --warmup 2 --epochs 4 --dropout 0.4 --plain --ema 0.5")
+    parts, images, *_ = ready("--lr 0.3 --weight-decay 0.7 --warmup 2 --epochs 4 --dropout 1 --plain --ema 0.5")
     decayed, others = parts.optimizer.param_groups              # torch refuses a parameter that is in both
     assert len(decayed["params"] + others["params"]) == len(list(parts.model.parameters()))
     assert decayed["weight_decay"] == 0.7 and {p.dim() for p in decayed["params"]} == {2, 4}
     assert others["weight_decay"] == 0 and {p.dim() for p in others["params"]} == {1}
     assert decayed["lr"] == pytest.approx(0.3 / 4)              # in the first of the warm-up's four steps
     assert parts.scheduler.lr_lambdas[0](4 * 2) == 0            # four epochs of two steps
-    assert parts.model.config == {"blocks": [1, 1, 1], "widths": [2, 4, 4], "residual": False, "dropout": 0.4}
+    assert parts.model.config == {"blocks": [1, 1, 1], "widths": [2, 4, 4], "residual": False, "dropout": 1}
+    assert torch.equal(parts.model(data.normalise(images)), parts.model.classifier.bias.expand(200, 10))    # none kept
     assert parts.predictor is not parts.model
     first, second, third = (ready(f"--seed {seed}")[0].model.state_dict() for seed in (0, 0, 1))
     assert same(first, second) and not same(first, third)
@@ -290,9 +258,8 @@ def test_every_flag_of_the_recipe_reaches_what_it_names_and_only_filters_and_mat
 def test_steps_overfit_one_batch_and_drop_old_gradients_before_the_forward_pass():
     parts, _, labels, _ = ready("--widths 8 16 16 --epochs 100")
     parts.model.train()
-    dropped = []
+    x, dropped = torch.randn(32, 3, 32, 32), []
     parts.model.register_forward_hook(lambda net, *_: dropped.append(all(p.grad is None for p in net.parameters())))
-    x = torch.randn(32, 3, 32, 32)
     losses = [train.train_step(parts, x, labels[:32], label_smoothing=0)[0].item() for _ in range(40)]
     assert losses[39] < 0.05
     assert dropped == [True] * 40 and any(p.grad is not None for p in parts.model.parameters())
@@ -304,25 +271,25 @@ def test_steps_overfit_one_batch_and_drop_old_gradients_before_the_forward_pass(
 
 
 def test_sizes_share_the_epochs_and_cutmix_counts_the_larger_share(monkeypatch):
-    asked, drawn, groups, averaged = [], [], [], []
+    sizes, asked, drawn, averaged = [], [], [], []
 
     def answer_what_is_asked(parts, x, target, label_smoothing):
         assert parts.model.training and label_smoothing == 0.3
+        sizes.append(x.shape[3])
         asked.append(target)
-        return torch.zeros(()), target if target.dim() == 2 else F.one_hot(target, 10)
+        return torch.ones(()), target if target.dim() == 2 else F.one_hot(target, 10)
 
     monkeypatch.setattr(train, "train_step", answer_what_is_asked)
-    monkeypatch.setattr(train, "augmentation", lambda *args: drawn.append(args) or data.augmentation(*args))
-    monkeypatch.setattr(train, "augment", lambda *args: groups.append(args[2]) or data.augment(*args))
+    monkeypatch.setattr(train, "augment", lambda *args: drawn.append(args[1:]) or data.augment(*args))
     monkeypatch.setattr(train, "update_average", lambda parts, decay: averaged.append(decay))
     run = ready("--augment trivial --cutmix 1 --epochs 10 --sizes 16 24 24 32 "
                 "--label-smoothing 0.3 --ema 0.7 --group 50")
     run[0].model.eval()                                         # as an evaluation leaves it
-    assert [train.train_epoch(*run, epoch)["train_acc"] for epoch in range(1, 11)] == [1] * 10
-    assert [size for _, size in drawn] == [16] * 3 + [24] * 5 + [32] * 2
-    assert [names for names, _ in drawn] == [["trivial"]] * 10
-    assert [target.dim() for target in asked] == [2] * 20                       # two steps an epoch
-    assert groups == [50] * 10 and averaged == [0.7] * 10       # in one of the two steps
+    assert [train.train_epoch(*run, epoch) for epoch in range(1, 11)] == [{"train_loss": 1, "train_acc": 1}] * 10
+    assert sizes == [16] * 6 + [24] * 10 + [32] * 4             # two steps an epoch, in one of which is averaged
+    assert [target.dim() for target in asked] == [2] * 20 and averaged == [0.7] * 10
+    assert (asked[0].sum(0) - 10).abs().max() > 0.5             # in the file's order it would have ten of each class
+    assert [(type(transform.transforms[0]), group) for transform, group in drawn] == [(v2.TrivialAugmentWide, 50)] * 10
     run[-1].seed = 1
     train.train_epoch(*run, 10)
     assert not torch.equal(asked[16], asked[18])                # epochs 9 and 10 have draws of their own
@@ -347,15 +314,16 @@ def test_evaluation_is_exact_on_a_ragged_last_batch():
     net, images = ResNet((1, 1, 1), (4, 8, 8)), data.fake_data(train=False)[0][:503]        # in training mode
     logits, mirrored = predict.predict(net, images), predict.predict(net, images.flip(3))
     with torch.no_grad():
-        torch.testing.assert_close(logits, net.eval()(data.normalise(images)))
+        maps = net.eval().stages(net.stem(data.normalise(images)))                          # (503, 8, 8, 8)
+        torch.testing.assert_close(logits, net.classifier(maps.mean((2, 3))))
     torch.testing.assert_close(predict.predict(net, images, tta=True), (logits + mirrored) / 2)
 
 
 def test_training_learns_and_leaves_every_file(trained):
-    rows, result, last = history(trained), json.loads((trained / "result.json").read_text()), load(trained / "last.pt")
-    assert [(row["epoch"], row["size"]) for row in rows] == [("1", "24"), ("2", "32"), ("3", "32")]
-    assert float(rows[2]["train_loss"]) < float(rows[0]["train_loss"])
-    assert result["val_acc"] == max(float(row["val_acc"]) for row in rows) > 0.9 and result["test_acc"] > 0.9
+    rows, result, last = history(trained), load(trained / "result.json"), load(trained / "last.pt")
+    assert [(row["epoch"], row["size"]) for row in rows] == [(1, 24), (2, 32), (3, 32)]
+    assert rows[2]["train_loss"] < rows[0]["train_loss"] and result["test_acc"] > 0.8
+    assert result["val_acc"] == max(row["val_acc"] for row in rows) > 0.8
     assert result["parameters"] == sum(p.numel() for p in ResNet((1, 1, 1), (8, 16, 16)).parameters())
     assert result["settings"]["cutmix"] == 0.2 and result["machine"].startswith("CPU with ")
     assert not same(last["states"]["model"], last["weights"])           # what predicts is the average
@@ -370,33 +338,28 @@ def test_arithmetic_is_six_operations_per_forward_multiply_add(trained):
     at_24, at_32 = (27 * 8 * n + 2 * 9 * 64 * n + (9 * 8 * 16 + 9 * 16 * 16 + 8 * 16) * n / 4
                     + (3 * 9 * 16 * 16 - 9 * 16 * 16 + 16 * 16) * n / 16 + 160 for n in (24 * 24, 32 * 32))
     flop = runpy.run_path(str(HERE / "results/run.py"))["flop"]
-    assert flop(json.loads((trained / "result.json").read_text())["settings"]) == 6 * 800 * (at_24 + 2 * at_32)
+    assert flop(load(trained / "result.json")["settings"]) == 6 * 800 * (at_24 + 2 * at_32)
 
 
-def test_compiled_training_leaves_ordinary_names(tmp_path, monkeypatch):
-    compile = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda net, **_: compile(net, backend="eager"))   # needs no C++ compiler
-    run(tmp_path, "--epochs 1 --compile")
-    assert load(tmp_path / "best.pt")["weights"].keys() == ResNet((1, 1, 1), (2, 4, 4)).state_dict().keys()
-
-
-def test_best_pt_is_of_the_first_best_epoch(tmp_path, monkeypatch):
-    accuracies = iter([0.5, 0.7, 0.7, 0.6])
+def test_best_pt_is_of_the_first_best_epoch_and_has_ordinary_names_when_compiled(tmp_path, monkeypatch):
+    accuracies, compile = iter([0.5, 0.7, 0.7, 0.6]), torch.compile
     monkeypatch.setattr(train, "evaluate", lambda *_: {"val_acc": next(accuracies)})
-    run(tmp_path, "--epochs 4 --plain")
-    best, last = load(tmp_path / "best.pt"), load(tmp_path / "last.pt")
-    assert best["row"]["epoch"] == json.loads((tmp_path / "result.json").read_text())["epoch"] == 2
+    monkeypatch.setattr(torch, "compile", lambda net, **_: compile(net, backend="eager"))   # needs no C++ compiler
+    run(tmp_path, "--epochs 4 --plain --compile")
+    best, last, result = (load(tmp_path / name) for name in ("best.pt", "last.pt", "result.json"))
+    assert best["row"]["epoch"] == result["epoch"] == 2 and result["val_acc"] == 0.7
     assert not same(best["weights"], last["weights"])
+    assert best["weights"].keys() == last["states"]["model"].keys() == ready("--plain")[0].model.state_dict().keys()
 
 
 def test_without_validation_the_last_epoch_counts_and_without_a_terminal_each_has_a_line(tmp_path, capfd):
     run(tmp_path, "--epochs 2 --val-size 0")
     assert load(tmp_path / "best.pt")["row"]["epoch"] == 2 and "val_acc" not in history(tmp_path)[0]
-    assert json.loads((tmp_path / "result.json").read_text())["val_acc"] is None
+    assert load(tmp_path / "result.json")["val_acc"] is None
     out, err = capfd.readouterr()
     assert len(re.findall(r"^epoch \d  size 32  lr .*  train_loss .*  train_acc .*  seconds .*$", out, re.M)) == 2
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", out) and err == ""
-    assert "2 epochs of 3 steps" in out and "test accuracy" in out
+    assert "2 epochs of 3 steps" in out and "test accuracy" in out and "--recipe quick" not in out
     assert f"python predict.py --ckpt {tmp_path}/best.pt --data fake" in out
 
 
@@ -410,7 +373,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_an_earlier_epoch(tmp_
 # ---- the machine -----------------------------------------------------------------------------------
 @pytest.mark.parametrize("device, native, dtype", [
     ("cuda", True, torch.bfloat16), ("cuda", False, torch.float16),             # an A100; a T4
-    ("cpu", True, torch.bfloat16), ("cpu", False, torch.float32), ("mps", False, torch.float32)])
+    ("cpu", True, torch.bfloat16), ("cpu", False, torch.float32), ("mps", True, torch.float32)])
 def test_precision_is_what_the_device_computes_in_natively(monkeypatch, device, native, dtype):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
@@ -420,95 +383,6 @@ def test_precision_is_what_the_device_computes_in_natively(monkeypatch, device, 
     assert (model.memory_format(device) == torch.channels_last) == (device.type != "mps")       # wrong gradients there
 
 
-@pytest.mark.parametrize("error, line", [
-    (torch.OutOfMemoryError("CUDA out of memory"), "memory is full"), (RuntimeError("an illegal memory access"), None)])
-def test_a_full_gpu_ends_in_one_line_and_a_bug_in_a_traceback(error, line):
-    with pytest.raises(SystemExit if line else RuntimeError, match=line):
-        model.start(Mock(side_effect=error))
-
-
-def test_the_papers_network_on_a_cpu_names_the_quick_recipe(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(train, "train_epoch", lambda *args: exit("begins"))
-    for flags, named in (("--blocks 4 5 3 --widths 64 128 256", True), ("", False)):
-        with pytest.raises(SystemExit, match="begins"):
-            run(tmp_path, flags)
-        assert ("--recipe quick" in capsys.readouterr().out) == named
-
-
-def run_until(owner, call, number, folder, flags):
-    """A run that Ctrl-C ends after the `number`-th call of OWNER.CALL."""
-    real, numbers = getattr(owner, call), itertools.count(1)
-
-    def stop_after(*args, **more):
-        real(*args, **more)
-        if next(numbers) == number:
-            raise KeyboardInterrupt
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(owner, call, stop_after)
-        run(folder, flags)
-
-
-def test_fp16_trains_with_a_gradient_scaler_and_moves_to_another_precision_and_back(tmp_path):
-    run_until(train, "save", 1, tmp_path, "--epochs 3 --amp off")
-    assert load(tmp_path / "last.pt")["states"]["scaler"] == {}         # it is off, too
-    run_until(train, "save", 2, tmp_path, "--epochs 3 --amp fp16 --resume")
-    assert load(tmp_path / "last.pt")["states"]["scaler"]["scale"] >= 2
-    run(tmp_path, "--epochs 3 --amp bf16 --resume")
-    losses = [float(row["train_loss"]) for row in history(tmp_path)]
-    assert losses[2] < losses[0]
-
-
-@needs_cuda
-@pytest.mark.parametrize("flags, tolerance", [
-    ("--amp fp16", 0.05), ("--amp bf16", 0.05), ("--compile", 0.05), ("--deterministic", 0)])
-def test_a_gpu_resumes_as_if_uninterrupted_and_writes_what_a_cpu_reads(tmp_path, flags, tolerance):
-    common = "--device cuda --epochs 2 --ema 0.9 --cutmix 0.5"
-    run_until(train, "save", 1, tmp_path / "a", f"{common} {flags}")
-    run(tmp_path / "a", f"{common} {flags} --resume")                   # so optimizer steps follow the restore
-    run(tmp_path / "b", common if tolerance else f"{common} {flags}")
-    a, b = ([float(row["train_loss"]) for row in history(tmp_path / name)] for name in ("a", "b"))
-    assert a == pytest.approx(b, rel=tolerance, abs=0) and len(a) == 2
-    assert model.load_checkpoint(tmp_path / "a/best.pt")[0](torch.zeros(1, 3, 32, 32)).shape == (1, 10)
-
-
-# ---- resuming --------------------------------------------------------------------------------------
-def assert_same_run(folder, reference):
-    assert history(folder) == history(reference)
-    ours, theirs = load(folder / "last.pt"), load(reference / "last.pt")
-    assert same(ours["weights"], theirs["weights"]) and same(ours["states"]["model"], theirs["states"]["model"])
-    ours, theirs = load(folder / "best.pt"), load(reference / "best.pt")
-    assert ours["row"]["epoch"] == theirs["row"]["epoch"] and same(ours["weights"], theirs["weights"])
-
-
-@pytest.mark.parametrize("owner, call, number, part", [
-    (train, "save_checkpoint", 1, False), (train, "save", 2, False), (os, "fsync", 4, True), (train, "save", 3, False)],
-    ids=["before the first best.pt", "after an epoch", "in a write", "before the test set"])
-def test_an_interrupted_run_ends_with_the_same_bits(trained, tmp_path, owner, call, number, part):
-    run_until(owner, call, number, tmp_path, FULL)
-    assert bool(list(tmp_path.glob("*.part"))) == part
-    run(tmp_path, f"{FULL} --resume")
-    assert_same_run(tmp_path, trained)
-    log = csv.DictReader((tmp_path / "log.csv").read_text().splitlines())
-    result = json.loads((tmp_path / "result.json").read_text())
-    assert result["seconds"] == pytest.approx(sum(float(row["seconds"]) for row in log))
-
-
-def test_a_run_that_is_killed_in_a_write_ends_with_the_same_bits(trained, tmp_path):
-    process = multiprocessing.get_context("fork").Process(target=run, args=(tmp_path, FULL))   # imports nothing again
-    process.start()
-    while process.is_alive() and not (tmp_path / "log.csv").exists():
-        time.sleep(0.01)                                                # until an epoch is whole
-    while process.is_alive() and not list(tmp_path.glob("*.part")):
-        pass                                                            # until a file is being written
-    process.kill()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
-    for name in ("last.pt", "best.pt"):
-        model.load_checkpoint(tmp_path / name)
-    run(tmp_path, f"{FULL} --resume")
-    assert_same_run(tmp_path, trained)
-
-
 def run_script(name, *argv):
     """What `python NAME ARGV` does, without importing torch again."""
     with pytest.MonkeyPatch.context() as patch:
@@ -516,73 +390,128 @@ def run_script(name, *argv):
         runpy.run_path(str(HERE / name), run_name="__main__")
 
 
-def test_ctrl_c_in_a_step_ends_in_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(F, "cross_entropy", Mock(side_effect=KeyboardInterrupt))
-    with pytest.raises(SystemExit, match="stopped: --resume continues after the last whole epoch"):
-        run_script("train.py", *TINY, "--out", str(tmp_path))
+@pytest.mark.parametrize("error, ends, line", [
+    (KeyboardInterrupt, SystemExit, "stopped: --resume continues after the last whole epoch"),
+    (torch.OutOfMemoryError, SystemExit, "memory is full"), (RuntimeError, RuntimeError, None)])
+def test_ctrl_c_and_a_full_gpu_end_in_one_line_a_bug_in_a_traceback(tmp_path, monkeypatch, capsys, error, ends, line):
+    monkeypatch.setattr(F, "cross_entropy", Mock(side_effect=error))
+    with pytest.raises(ends, match=line):
+        run_script("train.py", *TINY, *"--blocks 4 5 3 --widths 64 128 256 --batch-size 2 --out".split(), str(tmp_path))
+    assert "--recipe quick" in capsys.readouterr().out      # the paper's network would take a CPU many hours
 
 
-@pytest.mark.parametrize("flags, why", [
-    ("--resume --epochs 5", "epochs = 3, not 5"), ("--resume --lr 0.5", "lr = 0.02, not 0.5"),
-    ("--resume --cutmix 0", "cutmix = 0.2"), ("", "an earlier run: continue it with --resume")])
-def test_a_run_with_other_flags_is_refused_and_changes_nothing(trained, flags, why):
-    before = {path.name: path.read_bytes() for path in trained.iterdir()}
-    assert_refused(why, run, trained, f"{FULL} {flags}")
-    assert {path.name: path.read_bytes() for path in trained.iterdir()} == before
+def run_until(owner, call, number, folder, flags, killed=False):
+    """A run that Ctrl-C or a kill ends after the `number`-th call of OWNER.CALL; a file being written is cut short."""
+    real, numbers = getattr(owner, call), itertools.count(1)
+
+    def stop_after(*args, **more):
+        real(*args, **more)
+        if next(numbers) == number:
+            if call == "fsync":
+                os.ftruncate(*args, 1000)
+            if killed:
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise KeyboardInterrupt
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(owner, call, stop_after)
+        run(folder, flags)
 
 
-def test_a_run_of_a_mac_is_resumed_in_the_memory_format_of_this_machine(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "memory_format", lambda device: torch.contiguous_format)
-    run_until(train, "save", 1, tmp_path, "")
-    monkeypatch.undo()
-    parts, *_, args = ready("--resume")
+def test_a_run_moves_from_a_mac_to_another_memory_format_and_precision_and_back(tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "memory_format", lambda device: torch.contiguous_format)
+        run_until(train, "save", 1, tmp_path, "--epochs 3 --amp off")
+    assert load(tmp_path / "last.pt")["states"]["scaler"] == {}             # it is off, too
+    parts, *_, args = ready("--epochs 3")
     train.restore(tmp_path / "last.pt", parts, args)
     for p, state in parts.optimizer.state.items():
         assert p.stride() == state["exp_avg"].stride() == state["exp_avg_sq"].stride()
     assert parts.model.stem[0].weight.stride() == (27, 1, 9, 3)
+    run_until(train, "save", 2, tmp_path, "--epochs 3 --amp fp16 --resume")
+    assert load(tmp_path / "last.pt")["states"]["scaler"]["scale"] >= 2     # a gradient scaler, as fp16 needs
+    run(tmp_path, "--epochs 3 --amp bf16 --resume")
+    rows = history(tmp_path)
+    assert rows[2]["train_loss"] < rows[0]["train_loss"]
 
 
-@pytest.mark.parametrize("case, why", [
-    ("best.pt", "data = None, not fake"), ("alone", "without its best.pt")])
-def test_what_is_no_last_pt_of_this_run_is_refused(trained, tmp_path, case, why):
-    last = load(trained / ("best.pt" if case == "best.pt" else "last.pt"))
-    if case == "alone":
-        last["history"][0]["val_acc"] = 2                               # the best epoch, so best.pt is of it
-    torch.save(last, tmp_path / "last.pt")
-    assert_refused(why, run, tmp_path, f"{FULL} --resume")
-    assert list(tmp_path.iterdir()) == [tmp_path / "last.pt"]
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("flags, tolerance", [
+    ("--amp fp16", 0.05), ("--amp bf16", 0.05), ("--compile", 0.05), ("--deterministic", 0)])
+def test_a_gpu_resumes_as_if_uninterrupted_and_writes_what_a_cpu_reads(tmp_path, flags, tolerance):
+    common = "--device cuda --epochs 2 --ema 0.9 --cutmix 0.5"
+    run_until(train, "save", 1, tmp_path / "a", f"{common} {flags}")
+    run(tmp_path / "a", f"{common} {flags} --resume")                   # so optimizer steps follow the restore
+    run(tmp_path / "b", common if tolerance else f"{common} {flags}")
+    a, b = ([row["train_loss"] for row in history(tmp_path / name)] for name in ("a", "b"))
+    assert a == pytest.approx(b, rel=tolerance, abs=0) and len(a) == 2
+    assert model.load_checkpoint(tmp_path / "a/best.pt")[0](torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+
+
+# ---- resuming --------------------------------------------------------------------------------------
+@pytest.mark.parametrize("owner, call, number", [
+    (train, "save_checkpoint", 1), (train, "save_checkpoint", 5), (train, "save", 2), (train, "save", 3),
+    (os, "fsync", 4)],
+    ids=["before the first best.pt", "before the last best.pt", "after an epoch", "before the test set", "in a write"])
+def test_an_interrupted_and_then_killed_run_ends_with_the_same_bits(trained, tmp_path, owner, call, number):
+    run_until(owner, call, number, tmp_path, FULL)
+    assert bool(list(tmp_path.glob("*.part"))) == (call == "fsync")
+    killed = (os, "fsync", 1, tmp_path, f"{FULL} --resume", True)           # in the first write, before a step
+    process = multiprocessing.get_context("fork").Process(target=run_until, args=killed)       # imports nothing again
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL and list(tmp_path.glob("*.part"))
+    run(tmp_path, f"{FULL} --resume")
+    assert history(tmp_path) == history(trained)
+    (last, best), (other_last, other_best) = (
+        [load(folder / name) for name in ("last.pt", "best.pt")] for folder in (tmp_path, trained))
+    assert same(last["states"]["model"], other_last["states"]["model"])
+    assert same(last["weights"], other_last["weights"]) and same(best["weights"], other_best["weights"])
+    seconds = sum(row["seconds"] for row in last["history"])
+    assert load(tmp_path / "result.json") == load(trained / "result.json") | {"seconds": pytest.approx(seconds)}
+
+
+@pytest.mark.parametrize("moved, flags, why", [
+    ("", "--resume --epochs 5", "epochs = 3, not 5"), ("", "--resume --lr 0.5", "lr = 0.006, not 0.5"),
+    ("", "--resume --cutmix 0", "cutmix = 0.2"), ("", "", "an earlier run: continue it with --resume"),
+    ("last.pt", "--resume", "data = None, not fake"), ("away.pt", "--resume", "without its best.pt")],
+    ids=["other epochs", "other lr", "other cutmix", "no --resume", "best.pt as last.pt", "best.pt is lost"])
+def test_other_flags_or_files_are_refused_and_nothing_changes(trained, tmp_path, monkeypatch, moved, flags, why):
+    folder = shutil.copytree(trained, tmp_path / "run")
+    if moved:
+        (folder / "best.pt").rename(folder / moved)
+    monkeypatch.setattr(train, "best_epoch", lambda history: 1)             # so that best.pt is needed
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert_refused(why, run, folder, f"{FULL} {flags}")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 # ---- predicting ------------------------------------------------------------------------------------
 def predicted(checkpoint, folder, *flags):
-    """The IDs and the labels in the CSV that predict.py writes."""
+    """The rows of the CSV that predict.py writes."""
     predict.main(["--ckpt", str(checkpoint), "--out", str(folder / "s.csv"), *map(str, flags)])
     with open(folder / "s.csv", newline="", encoding="utf-8") as file:
-        header, *rows = csv.reader(file)
-    assert header == ["ID", "Labels"]
-    return [row[0] for row in rows], torch.tensor([int(row[1]) for row in rows])
+        return list(csv.reader(file))
 
 
 def test_predict_writes_a_csv_that_scores_what_it_prints(trained, tmp_path, capsys):
-    ids, found = predicted(trained / "best.pt", tmp_path, "--data", "fake", "--device", "cpu")
-    out, right = capsys.readouterr().out, (found == data.fake_data(train=False)[1]).sum().item() / 2000
-    assert ids == [str(i) for i in range(2000)]
+    header, *rows = predicted(trained / "best.pt", tmp_path, "--data", "fake", "--device", "cpu")
+    labels, out = data.fake_data(train=False)[1].tolist(), capsys.readouterr().out
+    right = sum(int(found) == label for (_, found), label in zip(rows, labels, strict=True)) / 2000
+    assert header == ["ID", "Labels"] and [row[0] for row in rows] == [str(i) for i in range(2000)]
     assert f"accuracy {right:.2%} on 2,000 test images" in out and "most often taken for" in out and "figure 3" in out
-    assert right == json.loads((trained / "result.json").read_text())["test_acc"]
+    assert right == load(trained / "result.json")["test_acc"]
     assert all(Image.open(tmp_path / name).width > 400 for name in ("confusion.png", "mistakes.png"))
 
 
 def test_mistakes_are_counted_by_their_true_class_and_shown_surest_first(tmp_path, capsys):
     images, labels = torch.zeros(5, 3, 32, 32, dtype=torch.uint8), torch.tensor([0, 1, 0, 0, 1])
-    logits = torch.tensor([[9., 0.], [2., 0.], [0., 4.], [0., 3.], [0., 5.]])               # said 0 0 1 1 1
-    logits = F.pad(logits, (0, 8), value=-99)
+    logits = F.pad(torch.tensor([[9., 0], [2, 0], [0, 4], [0, 3], [0, 5]]), (0, 8), value=-99)      # said 0 0 1 1 1
     predict.show_test(images, logits, labels, data.NAMES, tmp_path)
     out = capsys.readouterr().out
     assert re.search(r"airplane +3 +33.3% +automobile \(2\)\nautomobile +2 +50.0% +airplane \(1\)", out)
     titles = [axes.get_title() for axes in predict.draw_mistakes(images, logits, labels, data.NAMES).axes]
-    said = ["said automobile (98%),\nis airplane", "said automobile (95%),\nis airplane",
-            "said airplane (88%),\nis automobile"]
-    assert titles == [*said, *[""] * 21]
+    assert titles == ["said automobile (98%),\nis airplane", "said automobile (95%),\nis airplane",
+                      "said airplane (88%),\nis automobile", *[""] * 21]
 
 
 def test_a_picture_of_ones_own_is_named_and_leaves_the_csv_alone(trained, tmp_path, monkeypatch, capsys):
@@ -590,10 +519,10 @@ def test_a_picture_of_ones_own_is_named_and_leaves_the_csv_alone(trained, tmp_pa
     Image.fromarray(data.fake_data(train=False)[0][0].permute(1, 2, 0).numpy()).save("my_cat.jpg")
     predict.main(["--ckpt", str(trained / "best.pt"), "--input", "my_cat.jpg"])
     line = capsys.readouterr().out
-    names, shares = zip(*re.findall(r"([a-z]+) (\d+)%", line))
-    shares = [int(share) for share in shares]
-    assert line.startswith("'my_cat' ") and line.count("\n") == 1 and set(names) <= set(data.NAMES)
-    assert len(shares) == 3 and shares == sorted(shares, reverse=True) and sum(shares) <= 101
+    found = re.findall(r"([a-z]+) (\d+)%", line)
+    shares = [int(share) for name, share in found if name in data.NAMES]
+    assert line.startswith("'my_cat' ") and line.count("\n") == 1
+    assert len(found) == len(shares) == 3 and shares == sorted(shares, reverse=True) and sum(shares) <= 101
     assert os.listdir() == ["my_cat.jpg"]
 
 
@@ -616,24 +545,24 @@ def test_every_input_format_gives_the_same_images(tmp_path):
     (tmp_path / "._img0.png").write_bytes(b"what macOS leaves in an archive")
     found_ids, found = predict.read_images(tmp_path)            # a folder: its pictures, 2 before 10
     assert torch.equal(found, images) and found_ids == [f"img{i}" for i in plain]
-    Image.fromarray(nhwc[0]).resize((64, 80)).convert("L").save(tmp_path / "big.jpg")
+    first, turned = Image.fromarray(nhwc[0]), Image.Exif()
+    first.resize((64, 80)).convert("L").save(tmp_path / "big.jpg")
     assert predict.read_images(tmp_path / "big.jpg")[1].shape == (1, 3, 32, 32)
-    (wide := Image.new("RGB", (96, 32))).paste(Image.fromarray(nhwc[0]), (32, 0))
-    wide.save(tmp_path / "wide.png")                            # not squeezed: its middle is what counts
+    ImageOps.expand(first, (32, 0)).save(tmp_path / "wide.png")             # not squeezed: its middle is what counts
     assert torch.equal(predict.read_images(tmp_path / "wide.png")[1][0], images[0])
-    (turned := Image.Exif())[0x0112] = 6                        # a phone that was held upright
-    Image.fromarray(nhwc[0]).save(tmp_path / "phone.png", exif=turned)
+    turned[0x0112] = 6                                                      # a phone that was held upright
+    first.save(tmp_path / "phone.png", exif=turned)
     assert torch.equal(predict.read_images(tmp_path / "phone.png")[1][0], images[0].rot90(-1, (1, 2)))
 
 
 def test_ids_come_out_in_the_order_of_the_file_and_names_as_valid_csv(trained, tmp_path, monkeypatch, capsys):
-    ids, logits, asked = ["z", 3, "a,b", 'say "hi"', "two\nlines", "a;b", "ünï", 1], torch.eye(10)[:8], []
-    (tmp_path / "x.pkl").write_bytes(pickle.dumps({b"data": np.zeros((8, 3072), np.uint8), b"ids": ids}))
+    ids, logits, asked = ["z", 3, "a,b", 'say "hi"', "two\nlines", "a;b", "ünï", 1, "\udcff"], torch.eye(10)[:9], []
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps({b"data": np.zeros((9, 3072), np.uint8), b"ids": ids}))
     monkeypatch.setattr(predict, "predict", lambda *args: asked.append(args[3]) or logits)
     for flags in ([], ["--tta"]):
-        found = predicted(trained / "best.pt", tmp_path, "--input", tmp_path / "x.pkl", *flags)
-        assert found[0] == [str(i) for i in ids] and found[1].tolist() == list(range(8))
-    assert asked == [False, True] and capsys.readouterr().out.count("%") == 2 * 8 * 3        # few images are named, too
+        rows = predicted(trained / "best.pt", tmp_path, "--input", tmp_path / "x.pkl", *flags)
+        assert rows[1:] == [[str(i).replace("\udcff", r"\udcff"), str(label)] for label, i in enumerate(ids)]
+    assert asked == [False, True] and capsys.readouterr().out.count("%") == 2 * 9 * 3        # few images are named, too
 
 
 # ---- untrusted files -------------------------------------------------------------------------------
@@ -642,6 +571,22 @@ class Evil:
 
     def __reduce__(self):
         return open, ("created", "w")
+
+
+@pytest.mark.parametrize("change, why", [
+    (lambda good, raw: good | {"row": Evil()}, "UnpicklingError"),
+    (lambda good, raw: {"weights": good["weights"]}, "KeyError.'config'"),
+    (lambda good, raw: good | {"weights": {"stem.0.weight": good["weights"]["stem.0.weight"]}}, "Missing key"),
+    (lambda good, raw: good | {"config": {"widths": [64, 128, 100_000]}}, "parameters, the budget is"),
+    (lambda good, raw: raw[:5000], "BadZipFile"),
+    (lambda good, raw: raw[:9000] + bytes(64) + raw[9064:], "check sum")],
+    ids=["code", "no config", "weights are missing", "3 TB of weights", "cut short", "other weights than were written"])
+def test_a_checkpoint_that_is_damaged_or_would_run_code_is_refused(trained, tmp_path, monkeypatch, change, why):
+    monkeypatch.chdir(tmp_path)
+    changed = change(load(trained / "best.pt"), (trained / "best.pt").read_bytes())
+    Path("x.pt").write_bytes(changed) if isinstance(changed, bytes) else torch.save(changed, "x.pt")
+    assert_refused(why, model.load_checkpoint, "x.pt")
+    assert os.listdir() == ["x.pt"]
 
 
 PIXELS = np.zeros((2, 3072), np.uint8)
@@ -658,45 +603,13 @@ LIES = {                # what is in a file, and a word of why it is refused
     "no data.pkl": (pickle.dumps({"images": PIXELS}), "KeyError.'data'"),
     "float.pkl": (pickle.dumps({"data": np.zeros((2, 32, 32, 3))}), "data is float64"),
     "shape.pkl": (pickle.dumps({"data": np.zeros((2, 28, 28), np.uint8)}), r"uint8 \(2, 28, 28\)"),
-    "60 images.pkl": (pickle.dumps({"data": np.zeros((60, 3072), np.uint8)}), "larger than 50 images"),
+    "700 MB.pkl": (b"", "larger than 200,000 images"),
     **{f"code{i}.pkl": (pickle.dumps({b"data": Evil()}, i), r"wants to load \w*io\.open") for i in (0, 2, 5)},
 }
 
 
-@pytest.mark.parametrize("name", LIES)
-def test_a_file_that_lies_or_would_run_code_is_refused_and_leaves_no_file(trained, tmp_path, monkeypatch, name):
-    content, why = LIES[name]
-    monkeypatch.setattr(predict, "MAX_IMAGES", 50)
-    monkeypatch.chdir(tmp_path)
-    Path(name).write_bytes(content)
-    assert_refused(why, predict.main, ["--ckpt", str(trained / "best.pt"), "--input", name])
-    assert os.listdir() == [name]
-
-
-@pytest.mark.parametrize("change, why", [
-    (lambda good: good.update(row=Evil()), "UnpicklingError"), (lambda good: good.pop("config"), "config"),
-    (lambda good: good["weights"].pop("classifier.bias"), "classifier.bias"),
-    (lambda good: good["config"].update(widths=[64, 128, 100_000]), "parameters, the budget is")],
-    ids=["code", "no config", "a weight is missing", "3 TB of weights"])
-def test_a_checkpoint_that_does_not_fit_or_would_run_code_is_refused(trained, tmp_path, monkeypatch, change, why):
-    monkeypatch.chdir(tmp_path)
-    checkpoint = load(trained / "best.pt")
-    change(checkpoint)
-    torch.save(checkpoint, "x.pt")
-    assert_refused(why, model.load_checkpoint, "x.pt")
-    assert os.listdir() == ["x.pt"]
-
-
-def test_a_checkpoint_that_is_cut_short_or_has_other_weights_than_were_written_is_refused(trained, tmp_path):
-    good = (trained / "best.pt").read_bytes()
-    weight = load(trained / "best.pt")["weights"]["classifier.weight"].numpy().tobytes()
-    for damaged, why in ((good[:5000], "BadZipFile"), (good.replace(weight, bytes(len(weight))), "check sum")):
-        (tmp_path / "x.pt").write_bytes(damaged)
-        assert_refused(why, model.load_checkpoint, tmp_path / "x.pt")
-
-
 # ---- wrong input -----------------------------------------------------------------------------------
-WRONG_COMMANDS = {
+WRONG_COMMANDS = {f"predict.py --input '{name}'": why for name, (_, why) in LIES.items()} | {
     "predict.py --input pictures": "cannot identify", "predict.py --input empty": "a folder without pictures",
     "predict.py --input none.pkl": "FileNotFoundError", "predict.py --ckpt no.pt": "FileNotFoundError",
     "predict.py --device cuda:99": "no device 'cuda:99'", "predict.py --device meta": "no device 'meta'",
@@ -716,10 +629,14 @@ def test_a_wrong_file_or_value_is_one_line_and_leaves_no_file(trained, tmp_path,
         os.makedirs(folder)
     for file in ("file", "pictures/1.png", "foreign/cifar-10-batches-py/data_batch_1"):
         Path(file).write_text("something else")
+    for file, (content, _) in LIES.items():
+        Path(file).write_bytes(content)
+    os.truncate("700 MB.pkl", 700_000_000)              # sparse: it takes no place
     shutil.copy(trained / "best.pt", "best.pt")
-    name, *flags = command.split()
+    before = {path for path in tmp_path.rglob("*") if path.is_file()}
+    name, *flags = shlex.split(command)
     assert_refused(why, run_script, name, *USUAL[name].split(), *flags)         # of a flag given twice the last counts
-    assert not [*tmp_path.rglob("*.csv"), *tmp_path.rglob("*.part")]
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize("flags, why", [
@@ -735,8 +652,8 @@ def test_a_wrong_flag_is_argparses_line_and_status_2(capsys, flags, why):
 
 # ---- the README ------------------------------------------------------------------------------------
 def test_every_command_of_the_readme_and_every_run_of_every_list_parses():
-    text, lists = (HERE / "README.md").read_text("utf-8"), runpy.run_path(str(HERE / "results/run.py"))["LISTS"]
-    parts = re.findall(r"```.*?```", text, re.DOTALL) + re.findall(r"`[^`\n]+`", text)        # a block, or in a line
+    lists = runpy.run_path(str(HERE / "results/run.py"))["LISTS"]
+    parts = re.findall(r"```.*?```", README, re.DOTALL) + re.findall(r"`[^`\n]+`", README)       # a block, or in a line
     commands = [shlex.split(found)[1:] for part in parts for found in re.findall(r"python [\w./]+\.py[^\n#&`]*", part)]
     parsers = {name: runpy.run_path(str(HERE / name))["parse_args"] for name in {name for name, *_ in commands}}
     assert {"train.py", "predict.py", "data.py", "model.py", "results/run.py"} <= parsers.keys()
@@ -745,43 +662,28 @@ def test_every_command_of_the_readme_and_every_run_of_every_list_parses():
         parsers[name](flags)
 
 
-def test_every_default_that_the_readme_quotes_is_the_real_one():
-    quoted = re.findall(r"`--([a-z-]+)`\s\(default ([^)]+)\)", (HERE / "README.md").read_text("utf-8"))
-    typed = vars(train.parse_args([word for name, value in quoted for word in (f"--{name}", *value.split())]))
-    assert len(quoted) >= 9 and typed == vars(train.parse_args([]))
-
-
-def test_the_shipped_weights_are_the_network_of_the_readme():
-    count = sum(p.numel() for p in model.load_checkpoint(HERE / "weights/strong.pt")[0].parameters())
-    assert f"|{count:,}|" in (HERE / "README.md").read_text("utf-8")
-
-
-def test_every_table_of_numbers_is_what_the_logs_say():
+def test_every_number_of_the_readmes_is_what_the_logs_or_the_shipped_weights_say():
     runpy.run_path(str(HERE / "results/tables.py"))["main"](["--check"])
+    count = sum(p.numel() for p in model.load_checkpoint(HERE / "weights/strong.pt")[0].parameters())
+    assert f"|{count:,}|" in README
 
 
 # ---- the real data ---------------------------------------------------------------------------------
 @needs_cifar10
-def test_mean_and_std_are_those_of_the_training_images():
+def test_the_real_data_has_its_mean_and_std_and_the_shipped_weights_are_right_on_nine_of_ten_images():
     images, labels = data.load_data(os.environ["CIFAR10"], train=True)
     assert images.shape == (50_000, 3, 32, 32) and torch.bincount(labels).tolist() == [5000] * 10
     for channel, mean, std in zip(images.unbind(1), data.MEAN, data.STD):
         found = torch.std_mean(channel.double() / 255)
         assert [round(x.item(), 4) for x in found] == [std, mean]
-
-
-@needs_cifar10
-def test_the_shipped_weights_are_right_on_nine_of_ten_test_images():
     images, labels = data.load_data(os.environ["CIFAR10"], train=False)
     logits = predict.predict(model.load_checkpoint(HERE / "weights/strong.pt")[0], images[:250])
     assert predict.accuracy(logits, labels[:250]) > 0.9
 
 
 @needs_cifar10
-def test_one_epoch_on_the_real_data_is_far_above_chance_and_its_csv_scores_it(tmp_path, capsys):
-    flags = ["--data", os.environ["CIFAR10"], "--device", "cpu"]
-    short = "--epochs 1 --train-size 5000 --val-size 500 --batch-size 32 --lr 5e-3 --augment reflect flip"
-    train.main([*flags, *short.split(), *"--blocks 1 1 1 --widths 8 16 32".split(), "--out", str(tmp_path)])
-    _, found = predicted(tmp_path / "best.pt", tmp_path, *flags)
-    right = (found == data.load_data(os.environ["CIFAR10"], train=False)[1]).sum().item() / 10_000
-    assert f"accuracy {right:.2%} on 10,000 test images" in capsys.readouterr().out and right > 0.25
+def test_one_epoch_on_the_real_data_is_far_above_chance(tmp_path):
+    flags = ("--device cpu --blocks 1 1 1 --widths 8 16 32 --epochs 1 --train-size 5000 --val-size 500 --batch-size 32 "
+             "--lr 5e-3 --augment reflect flip")
+    train.main([*flags.split(), "--data", os.environ["CIFAR10"], "--out", str(tmp_path)])
+    assert load(tmp_path / "result.json")["test_acc"] > 0.25
