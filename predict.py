@@ -5,12 +5,11 @@
     python predict.py --ckpt best.pt --input my_photos/         # a folder; IDs are the names
     python predict.py --ckpt best.pt --input cifar_test_nolabel.pkl --tta   # the competition's file
 
-Writes submission.csv (not for a single picture) and, for the labelled test set, confusion.png and
+Writes submission.csv (not for a single image) and, for the labelled test set, confusion.png and
 mistakes.png beside it.
 """
 import argparse
 import pickle
-import re
 from pathlib import Path
 
 import numpy as np
@@ -56,23 +55,22 @@ def accuracy(logits, labels):
 
 def main(argv=None):
     args = parse_args(argv)
-    if Path(args.out).suffix != ".csv":
-        raise SystemExit(f"error: --out {args.out!r} must be the name of a .csv file")
+    if args.out.suffix != ".csv":
+        raise SystemExit(f"error: --out {str(args.out)!r} must be the name of a .csv file")
     device, names = pick_device(args.device), class_names(args.data)
     model, _ = load_checkpoint(args.ckpt, device)
-    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     if args.input is None:
         images, labels = load_data(args.data, train=False)
         ids = range(len(images))
     else:
         ids, images = read_images(args.input)
     logits = predict(model, images, pick_dtype(device), args.tta).cpu()
-    if Path(args.input or "").suffix.lower() not in PICTURES:       # the competition's format
-        rows = zip(ids, logits.argmax(1).tolist(), strict=True)
-        write_csv(args.out, [("ID", "Labels"), *rows])
+    if len(images) > 1:                         # the competition's format
+        write_csv(args.out, [("ID", "Labels"), *zip(ids, logits.argmax(1).tolist())])
         print(f"{args.out}: {len(images):,} rows")
     if args.input is None:
-        show_test(images, logits, labels, names, Path(args.out).parent)
+        show_test(images, logits, labels, names, args.out.parent)
     elif len(images) <= 20:
         for name, shares in zip(ids, logits.softmax(1)):
             top = zip(*shares.topk(3))          # the three likeliest classes
@@ -84,8 +82,8 @@ def parse_args(argv=None):
     flag = parser.add_argument
     flag("--ckpt", required=True, help="checkpoint of train.py: best.pt or weights/*.pt")
     flag("--data", default="data", help='folder of CIFAR-10 whose test set is predicted, or "fake"')
-    flag("--input", help="predict unlabelled images instead: a .pkl, a picture, a folder of them")
-    flag("--out", default="submission.csv", help="the CSV (none for a single picture)")
+    flag("--input", type=Path, help="predict instead a .pkl, a picture or a folder of pictures")
+    flag("--out", type=Path, default="submission.csv", help="the CSV (none for a single image)")
     flag("--tta", action="store_true", help="average each image and its mirror image")
     flag("--device", help="cpu, cuda or mps, if not the accelerator that is found")
     return parser.parse_args(argv)
@@ -111,10 +109,9 @@ def draw_confusion(matrix, names, title):
     figure = Figure(figsize=(7, 6.2), layout="constrained")
     axes = figure.subplots()
     share = (matrix / matrix.sum(1, keepdim=True)).numpy()
-    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    for (row, column), part in np.ndenumerate(share):
-        axes.text(column, row, f"{matrix[row, column]}", ha="center", va="center", fontsize=8,
-                  color="white" if part > 0.5 else "black")
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1, alpha=0.6)
+    for (row, column), count in np.ndenumerate(matrix.numpy()):
+        axes.text(column, row, count, ha="center", va="center", fontsize=8)
     axes.set(xlabel="predicted", ylabel="true", title=title)
     axes.set_xticks(range(CLASSES), names, rotation=45, ha="right")
     axes.set_yticks(range(CLASSES), names)
@@ -127,9 +124,8 @@ def draw_mistakes(images, logits, labels, names):
     wrong = (predicted != labels).nonzero().flatten()
     wrong = wrong[sure[wrong].argsort(descending=True)][:24]
     figure = Figure(figsize=(12, 8.5), layout="constrained")
-    for axes in figure.subplots(4, 6).flat:
-        axes.axis("off")
-    for axes, i in zip(figure.axes, wrong):
+    bare = {"frame_on": False, "xticks": [], "yticks": []}
+    for axes, i in zip(figure.subplots(4, 6, subplot_kw=bare).flat, wrong):
         axes.imshow(images[i].permute(1, 2, 0).numpy())
         said = f"said {names[predicted[i]]} ({sure[i]:.0%}),\nis {names[labels[i]]}"
         axes.set_title(said, fontsize=9)
@@ -142,15 +138,14 @@ def read_images(path):
 
     SystemExit for anything else, and before memory is taken for a pickle that is too large.
     """
-    path = Path(path)
     try:
         pictures = path.is_dir() or path.suffix.lower() in PICTURES
         ids, images = read_pictures(path) if pictures else read_pickle(path)
-        if not len(images) == len(ids) == len({str(i) for i in ids if type(i) in (int, str)}):
-            raise ValueError(f"{len(images):,} images need as many different ids: numbers or names")
+        if not len(images) == len(ids) == len(set(ids)):
+            raise ValueError(f"{len(images):,} images need as many different ids")
     except Exception as error:                  # a damaged file fails in any of a dozen ways
         raise SystemExit(f"error: cannot read images from {str(path)!r} ({error!r:.300}): --input "
-                         f"takes a .pkl, a folder, or one of {' '.join(PICTURES)}") from None
+                         f"takes a .pkl, a {', '.join(PICTURES)}, or a folder of these") from None
     return ids, images
 
 
@@ -167,7 +162,7 @@ def read_pickle(path):
     if data.ndim == 4:                          # else CIFAR's own rows, already plane by plane
         data = data.transpose(0, 3, 1, 2)
     ids = np.asarray(content.get("ids", range(len(data)))).tolist()
-    return ids, torch.from_numpy(np.array(data, order="C")).view(-1, 3, 32, 32)     # a copy
+    return ids, torch.tensor(data).reshape(-1, 3, 32, 32)
 
 
 class Record:
@@ -209,16 +204,12 @@ class ArrayUnpickler(pickle.Unpickler):
 
 def read_pictures(path):
     """A picture, or all of a folder: the middle square at 32x32. IDs are names without suffix."""
-    files, images = [path], []
-    if path.is_dir():
-        files = [f for f in path.iterdir() if f.suffix.lower() in PICTURES and f.name[0] != "."]
-        files.sort(key=lambda f: re.sub(r"\d+", lambda n: n[0].zfill(20), f.stem))   # 2 before 10
+    files, images = sorted(path.iterdir()) if path.is_dir() else [path], []
+    files = [f for f in files if f.suffix.lower() in PICTURES and f.name[0] != "."]
     for file in tqdm(files, "reading", leave=False, delay=2, disable=None):
         with Image.open(file, formats=["PNG", "JPEG", "BMP", "WEBP"]) as picture:   # EPS runs code
             upright = ImageOps.exif_transpose(picture).convert("RGB")   # phones store the rotation
             images.append(TF.pil_to_tensor(ImageOps.fit(upright, (32, 32))))
-    if not images:
-        raise ValueError("a folder without pictures")
     return [file.stem for file in files], torch.stack(images)
 
 

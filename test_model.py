@@ -541,10 +541,10 @@ def test_every_input_format_gives_the_same_images(tmp_path):
         found_ids, found = predict.read_images(tmp_path / name)
         assert torch.equal(found, images) and found_ids == wanted, name
     for i, array in enumerate(nhwc):
-        Image.fromarray(array).save(tmp_path / f"img{i}.png")
+        Image.fromarray(array).save(tmp_path / f"img{i:02}.png")
     (tmp_path / "._img0.png").write_bytes(b"what macOS leaves in an archive")
-    found_ids, found = predict.read_images(tmp_path)            # a folder: its pictures, 2 before 10
-    assert torch.equal(found, images) and found_ids == [f"img{i}" for i in plain]
+    found_ids, found = predict.read_images(tmp_path)            # a folder: its pictures, by name
+    assert torch.equal(found, images) and found_ids == [f"img{i:02}" for i in plain]
     first, turned = Image.fromarray(nhwc[0]), Image.Exif()
     first.resize((64, 80)).convert("L").save(tmp_path / "big.jpg")
     assert predict.read_images(tmp_path / "big.jpg")[1].shape == (1, 3, 32, 32)
@@ -595,8 +595,8 @@ LIES = {                # what is in a file, and a word of why it is refused
     "objects.pkl": (ARRAY.replace(b"u1", b"O8"), "cannot create an OBJECT array"),
     "4 GB in 8 bytes.pkl": (ARRAY.replace(LENGTH, LONG), "cannot reshape"),
     "cut short.pkl": (ARRAY[:-9], "cannot read"),
-    "an id twice.pkl": (pickle.dumps({"data": PIXELS, "ids": [7, "7"]}), "2 images need as many different ids"),
-    "ids that are no numbers.pkl": (pickle.dumps({"data": PIXELS, "ids": [1.5, 2.5]}), "numbers or names"),
+    "an id twice.pkl": (pickle.dumps({"data": PIXELS, "ids": [7, 7]}), "2 images need as many different ids"),
+    "ids that are lists.pkl": (pickle.dumps({"data": PIXELS, "ids": [[1], [2]]}), "unhashable"),
     "too few ids.pkl": (pickle.dumps({"data": PIXELS, "ids": [1]}), "as many different ids"),
     "no images.pkl": (pickle.dumps({"data": PIXELS[:0]}), r"uint8 \(0, 3072\)"),
     "a list of images.pkl": (pickle.dumps({"data": [[1, 2]]}), r"data is int\d+ \(1, 2\)"),
@@ -610,7 +610,7 @@ LIES = {                # what is in a file, and a word of why it is refused
 
 # ---- wrong input -----------------------------------------------------------------------------------
 WRONG_COMMANDS = {f"predict.py --input '{name}'": why for name, (_, why) in LIES.items()} | {
-    "predict.py --input pictures": "cannot identify", "predict.py --input empty": "a folder without pictures",
+    "predict.py --input pictures": "cannot identify", "predict.py --input empty": "a .png, .* or a folder of",
     "predict.py --input none.pkl": "FileNotFoundError", "predict.py --ckpt no.pt": "FileNotFoundError",
     "predict.py --device cuda:99": "no device 'cuda:99'", "predict.py --device meta": "no device 'meta'",
     "predict.py --out file/x.csv": "File exists: 'file'", "predict.py --out empty": "must be the name of a .csv",
