@@ -5,14 +5,13 @@
     python model.py --blocks 1 1 1 --widths 16 32 64    # small: trained in minutes
 
 Sources: paper sections 1.4 and 2.1; He et al., Deep Residual Learning (arXiv:1512.03385), whose
-"option B" is the shortcut of Block. Below the network: its checkpoint, the choice of device and
-precision, and how each of the four scripts starts.
+"option B" is the shortcut of Block. Below the network stands what all four scripts share.
 """
 import argparse
 import csv
 import io
 import os
-import sys
+import pickle
 import zipfile
 
 import torch
@@ -78,22 +77,16 @@ class ResNet(nn.Module):
         self.classifier = nn.Linear(widths[-1], CLASSES)
         # All weights start as PyTorch sets them: uniform, variance 1 / (3 * inputs). In front of a
         # batch norm their scale changes no output, only how far a step turns their direction.
+        self.parameter_count = sum(p.numel() for p in self.parameters())
+        if self.parameter_count >= BUDGET:
+            raise SystemExit(f"error: this network has {self.parameter_count:,} parameters, the "
+                             f"budget is fewer than {BUDGET:,}: take smaller --blocks or --widths")
 
     def forward(self, x):                          # (B, 3, 32, 32); below, the default widths
         x = self.stem(x)                           # (B, 64, 32, 32)
         x = self.stages(x)                         # (B, 256, 8, 8), halved by stages 2 and 3
         x = x.mean(dim=(2, 3))                     # (B, 256), global average pooling
         return self.classifier(self.dropout(x))    # (B, 10)
-
-
-def make_network(*args, **config):
-    """ResNet(...). SystemExit if it is over the budget, before its weights take memory."""
-    with torch.device("meta"):                      # shapes without numbers
-        count = sum(p.numel() for p in ResNet(*args, **config).parameters())
-    if count >= BUDGET:
-        raise SystemExit(f"error: this network has {count:,} parameters, the budget is fewer than "
-                         f"{BUDGET:,}: take smaller --blocks or --widths")
-    return ResNet(*args, **config)
 
 
 def layer_table(model, size=32):
@@ -123,7 +116,7 @@ def write_file(path, content):
 
 
 def write_csv(path, rows):
-    """Write rows of cells. A file's name that is not UTF-8 keeps its bytes as escapes: \\udcff."""
+    """Write rows of cells. An undecodable byte of a file's name becomes an escape."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     write_file(path, text.getvalue().encode("utf-8", "backslashreplace"))
@@ -147,8 +140,11 @@ def load_checkpoint(path, device=torch.device("cpu")):
             if archive.testzip():                   # torch.load looks at no check sum
                 raise ValueError("a check sum is wrong")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        model = make_network(**checkpoint["config"])
+        model = ResNet(**checkpoint["config"])
         model.load_state_dict(checkpoint["weights"])    # strict: every name and shape must fit
+    except pickle.UnpicklingError:
+        raise SystemExit(f"error: {str(path)!r} holds more than tensors and plain values, which "
+                         "could run code: refused") from None
     except Exception as error:                      # a damaged file fails in any of a dozen ways
         raise SystemExit(f"error: cannot load checkpoint {str(path)!r} ({error!r:.300})") from None
     return model.to(device, memory_format=memory_format(device)).eval(), checkpoint
@@ -186,8 +182,8 @@ def pick_dtype(device, amp="auto"):
     if device.type == "cuda":       # a T4 claims bfloat16, and emulates it slowly
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if native else torch.float16
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if device.type == "cpu" and native else torch.float32
+    native = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if native else torch.float32
 
 
 def memory_format(device):
@@ -202,11 +198,11 @@ def start(main, stopped="stopped"):
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit(f"\n{stopped}")
+        raise SystemExit(f"\n{stopped}")
     except OSError as error:                        # no such folder, no permission, a full disk
-        sys.exit(f"error: {error}")
+        raise SystemExit(f"error: {error}")
     except torch.OutOfMemoryError:
-        sys.exit("error: the GPU's memory is full: try a smaller batch or network, or --device cpu")
+        raise SystemExit("error: the GPU's memory is full: try smaller batches, or --device cpu")
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -224,7 +220,7 @@ def number(kind, low, high=10 ** 9):
 
 
 def add_network_flags(flag):
-    three = {"nargs": 3, "type": number(int, 1, 10_000), "metavar": "N"}
+    three = {"nargs": 3, "type": number(int, 1, 1000), "metavar": "N"}
     flag("--blocks", **three, default=[4, 5, 3], help="blocks per stage")
     flag("--widths", **three, default=[64, 128, 256], help="channels per stage")
     flag("--plain", action="store_true", help="no skips: the paper's baseline (section 3.2)")
@@ -238,7 +234,7 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    rows = layer_table(make_network(args.blocks, args.widths, not args.plain))
+    rows = layer_table(ResNet(args.blocks, args.widths, not args.plain))
     total = ("together", (), sum(row[2] for row in rows), sum(row[3] for row in rows))
     print(f"{'part':<12}{'output':<14}{'parameters':>12}{'multiply-adds':>16}")
     for name, shape, count, work in [*rows, total]:

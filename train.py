@@ -16,7 +16,6 @@ import copy
 import json
 import math
 import os
-import shlex
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,13 +27,12 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 from data import PAPER, augment, augmentation, load_data, split
-from model import (CLASSES, Help, add_network_flags, load_checkpoint, make_network, memory_format,
+from model import (CLASSES, Help, ResNet, add_network_flags, load_checkpoint, memory_format,
                    number, pick_device, pick_dtype, save_checkpoint, save_figure, start, write_csv,
                    write_file)
 from predict import accuracy, predict
 
 EMA_EVERY = 8       # steps between two updates of the average of the weights
-SAVED = ("model", "optimizer", "scheduler", "scaler")       # whose states last.pt holds
 
 
 def train_step(parts, x, target, label_smoothing):
@@ -115,17 +113,16 @@ def main(argv=None):
     if args.resume:
         history = restore(out / "last.pt", parts, args)
         save(out, parts, args, history)         # a kill may have come between two of its files
-    count = sum(p.numel() for p in parts.model.parameters())
-    if device.type == "cpu" and count > 3e6:        # the paper's network: ten minutes per epoch
+    if device.type == "cpu" and parts.model.parameter_count > 3e6:      # ten minutes per epoch
         print("many hours without a GPU: --recipe quick has 4% of the work")
-    print(f"{count:,} parameters, {args.epochs} epochs of {parts.steps} steps, {machine(parts)}",
-          flush=True)
+    print(f"{parts.model.parameter_count:,} parameters, {args.epochs} epochs of {parts.steps} "
+          f"steps, {machine(parts)}", flush=True)
     for epoch in range(len(history) + 1, args.epochs + 1):
-        begin, lr = time.perf_counter(), parts.optimizer.param_groups[0]["lr"]
-        row = {"epoch": epoch, "size": size_in(epoch, args), "lr": lr}
+        begin = time.perf_counter()
+        row = {"epoch": epoch, "size": size_in(epoch, args), "lr": parts.scheduler.get_last_lr()[0]}
         row |= train_epoch(parts, train_images, train_labels, args, epoch)
         row |= evaluate(parts, val_images, val_labels)
-        row |= {"seconds": time.perf_counter() - begin}
+        row["seconds"] = time.perf_counter() - begin
         history.append(row)
         save(out, parts, args, history)
         print("  ".join(f"{name} {value:.4g}" for name, value in row.items()), flush=True)
@@ -143,7 +140,7 @@ def build(args, count, device):
     steps, dtype = count // args.batch_size, pick_dtype(device, args.amp)
     if steps == 0:
         raise SystemExit(f"error: {count} images are fewer than a batch of {args.batch_size}")
-    model = make_network(args.blocks, args.widths, not args.plain, args.dropout)
+    model = ResNet(args.blocks, args.widths, not args.plain, args.dropout)
     model.to(device, memory_format=memory_format(device))
     optimizer = torch.optim.AdamW(decay_groups(model, args.weight_decay), lr=args.lr, fused=True)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
@@ -167,16 +164,15 @@ def lr_factor(step, steps, warmup):
     return 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / max(1, steps - warmup))
 
 
-def decay_groups(model, weight_decay):
+def decay_groups(model, decay):
     """Weight decay for filters and matrices, none for batch norm and biases, the 1-d parameters:
     these few set scales and thresholds, and pulling them to 0 makes no simpler function.
 
-    AdamW shrinks a weight by lr * weight_decay per step. The paper's 1e-4 * 1e-2 make 2% in its
+    AdamW shrinks a weight by lr * decay per step. The paper's 1e-4 * 1e-2 make 2% in its
     whole run, which is none; the quick recipe's product is a thousand times as large.
     """
-    parameters = list(model.parameters())
-    return [{"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
-            {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0}]
+    return [{"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": decay},
+            {"params": [p for p in model.parameters() if p.dim() <= 1], "weight_decay": 0}]
 
 
 @torch.no_grad()
@@ -186,7 +182,7 @@ def update_average(parts, decay):
     The decay rises to its value: with 0.992 from the start, 70% of the untrained weights would
     still be there after the 44 updates of an epoch.
     """
-    updates = parts.scheduler.last_epoch // EMA_EVERY   # about: last_epoch counts all steps here
+    updates = parts.scheduler.last_epoch // EMA_EVERY       # last_epoch is the steps so far
     decay = min(decay, (1 + updates) / (10 + updates))
     now = parts.model.state_dict()
     for name, average in parts.predictor.state_dict().items():
@@ -204,7 +200,8 @@ def size_in(epoch, args):
 def save(out, parts, args, history):
     """Write what an epoch leaves: last.pt to resume from, best.pt to predict with, log.csv."""
     # "weights" are the predictor's, as in best.pt; those that are trained are in "states"
-    states = {name: getattr(parts, name).state_dict() for name in SAVED}
+    trained = ("model", "optimizer", "scheduler", "scaler")
+    states = {name: getattr(parts, name).state_dict() for name in trained}
     save_checkpoint(out / "last.pt", parts.predictor, states=states, history=history,
                     settings=settings(args))
     if best_epoch(history) == len(history):
@@ -217,7 +214,7 @@ def restore(path, parts, args):
     """Put back what save() wrote into last.pt; returns its history. SystemExit if it belongs to
     another run, or if the best.pt of an earlier epoch is not beside it."""
     _, checkpoint = load_checkpoint(path)
-    saved = checkpoint.get("settings", {})          # best.pt has none
+    saved = checkpoint.get("settings", {})          # a best.pt by that name has none
     for name, value in settings(args).items():
         if saved.get(name) != value:
             raise SystemExit(f"error: {str(path)!r} is of a run with {name} = {saved.get(name)}, "
@@ -281,13 +278,11 @@ def report(out, parts, args, history):
     test_acc = accuracy(predict(model, images, parts.dtype).cpu(), labels)
     best, seconds = checkpoint["row"], sum(row["seconds"] for row in history)
     result = {"test_acc": test_acc, "val_acc": best.get("val_acc"), "epoch": best["epoch"],
-              "parameters": sum(p.numel() for p in model.parameters()), "seconds": seconds,
+              "parameters": model.parameter_count, "seconds": seconds,
               "machine": machine(parts), "settings": settings(args)}
     write_file(out / "result.json", (json.dumps(result, indent=1) + "\n").encode())
-    print(f"test accuracy {test_acc:.2%} with the weights of epoch {best['epoch']}, "
-          f"{seconds / 60:.1f} minutes")
-    command = ["python", "predict.py", "--ckpt", str(out / "best.pt"), "--data", args.data]
-    print(f"next: {shlex.join(command)}")
+    print(f"test accuracy {test_acc:.2%} (epoch {best['epoch']}), {seconds / 60:.1f} minutes")
+    print(f"next: python predict.py --ckpt {out / 'best.pt'} --data {args.data}")
 
 
 # ---- the command line ------------------------------------------------------------------------
@@ -302,19 +297,8 @@ RECIPES = {         # defaults; a flag that is typed wins
 
 
 def parse_args(argv=None):
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--recipe", choices=RECIPES, default="paper", help="defaults to start from")
-    args, typed = first.parse_known_args(argv)
-    parser = argparse.ArgumentParser(description=__doc__, parents=[first], formatter_class=Help,
-                                     allow_abbrev=False)
-    add_run_flags(parser.add_argument)
-    add_network_flags(parser.add_argument)
-    add_recipe_flags(parser.add_argument)
-    parser.set_defaults(**RECIPES[args.recipe])
-    return parser.parse_args(typed, args)
-
-
-def add_run_flags(flag):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
+    flag = parser.add_argument
     flag("--data", default="data", help='folder of CIFAR-10, or "fake" for made-up images')
     flag("--out", default=".", help="folder of the results")
     flag("--resume", action="store_true", help="continue from last.pt in --out, flags as before")
@@ -324,12 +308,10 @@ def add_run_flags(flag):
     flag("--device", help="cpu, cuda or mps, if not the accelerator that is found")
     flag("--amp", choices=["auto", "bf16", "fp16", "off"], default="auto",
          help="mixed precision; auto: bf16 where native, fp16 on older CUDA cards, else off")
-    flag("--compile", action="store_true", help="torch.compile, which needs a C++ compiler: a "
-         "minute later steps are faster")
+    flag("--compile", action="store_true", help="faster after a minute; needs a C++ compiler")
     flag("--deterministic", action="store_true", help="the same bits again on a GPU, too; slower")
-
-
-def add_recipe_flags(flag):
+    flag("--recipe", choices=RECIPES, default="paper", help="defaults of what follows")
+    add_network_flags(flag)
     count, positive, share = number(int, 1), number(float, 0), number(float, 0, 1)
     flag("--epochs", type=count, default=100, help="passes over the training images")
     flag("--batch-size", type=count, default=128, help="images per step")
@@ -338,15 +320,15 @@ def add_recipe_flags(flag):
     flag("--weight-decay", type=positive, default=1e-2, help="AdamW's, of filters and matrices")
     flag("--label-smoothing", type=share, default=0.1, help="share spread over all classes")
     flag("--dropout", type=share, default=0.0, help="rate before the classifier")
-    flag("--ema", type=share, default=0.0, help="decay of an average of the weights, which then "
-         f"predicts; updated in every {EMA_EVERY}th step of an epoch; 0: none")
+    flag("--ema", type=share, default=0.0, help="decay of the weights' average; 0: no average")
     flag("--augment", nargs="*", choices=[*PAPER, "reflect", "trivial"], default=PAPER,
          metavar="NAME", help=f"any of {' '.join(PAPER)} reflect trivial, in the order given")
     flag("--cutmix", type=share, default=0.0, help="share of batches mixed (arXiv:1905.04899)")
-    flag("--sizes", type=number(int, 8, 32), nargs="+", default=[32], help="image sizes in equal "
-         "shares of the epochs; evaluation is always at 32")
-    flag("--group", type=count, default=250, help="images that share one draw of the augmentation; "
-         "1 is a draw for each, and slower")
+    flag("--sizes", type=number(int, 8, 32), nargs="+", default=[32],
+         help="image sizes, for equal shares of the epochs; evaluation is always at 32")
+    flag("--group", type=count, default=250, help="images that share a draw of the augmentation")
+    parser.set_defaults(**RECIPES[parser.parse_args(argv).recipe])
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":
