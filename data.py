@@ -91,10 +91,10 @@ def split(labels, val_size, train_size, seed):
 def load_data(where, train):
     """Images and labels: uint8 (N, 3, 32, 32) and int64 (N,). where: a folder, or "fake".
 
-    The folder holds cifar-10-batches-py, or is it, or holds cifar-10-python.tar.gz, or is filled by
-    a download. torchvision checks the MD5 of every file. SystemExit if that fails.
+    The folder is cifar-10-batches-py, or holds that or cifar-10-python.tar.gz; else a download
+    fills it. torchvision checks the MD5 of every file. SystemExit if that fails.
     """
-    if str(where) == "fake":
+    if where == "fake":
         return fake_data(train)
     root = Path(where).resolve()
     root = root.parent if root.name == "cifar-10-batches-py" else root
@@ -129,7 +129,7 @@ def fake_data(train):
 
 
 def class_names(where):
-    return [f"figure {c}" for c in range(CLASSES)] if str(where) == "fake" else NAMES
+    return [f"figure {c}" for c in range(CLASSES)] if where == "fake" else NAMES
 
 
 # ---- the picture, and the command line -------------------------------------------------------

@@ -1,11 +1,11 @@
 """The network of the paper: a residual network for 32x32 images, below five million parameters.
 
-    python model.py                                     # the paper's: 4,992,586 parameters
+    python model.py                                     # blocks 4 5 3: 4,992,586 parameters
     python model.py --blocks 2 2 2                      # the six blocks that it draws: 2,777,674
     python model.py --blocks 1 1 1 --widths 16 32 64    # small: trained in minutes
 
 Sources: paper sections 1.4 and 2.1; He et al., Deep Residual Learning (arXiv:1512.03385), whose
-"option B" is the shortcut of Block. Below the network stands what all four scripts share.
+"option B" is the shortcut of Block. Below the network stands what the scripts share.
 """
 import argparse
 import csv
@@ -104,7 +104,7 @@ def layer_table(model, size=32):
     return rows
 
 
-# ---- its checkpoint --------------------------------------------------------------------------
+# ---- files -----------------------------------------------------------------------------------
 def write_file(path, content):
     """Write bytes so that at any moment `path` is the whole old file or the whole new one: they go
     into PATH.part, are flushed to the disk, and then take the name in one step."""
@@ -157,8 +157,8 @@ def save_figure(figure, path):
 
 
 # ---- the machine -----------------------------------------------------------------------------
-def pick_device(name=None):
-    """The device called `name`, or else the GPU that torch can use, or else the CPU."""
+def pick_device(name):
+    """The device called `name`; if None the GPU that torch can use, or else the CPU."""
     if name is None:
         mps = torch.backends.mps.is_available()
         # here torch warns if the NVIDIA driver is too old for it

@@ -66,7 +66,7 @@ def main(argv=None):
     else:
         ids, images = read_images(args.input)
     logits = predict(model, images, pick_dtype(device), args.tta).cpu()
-    if len(images) > 1:                         # the competition's format
+    if len(images) > 1:                 # one image is only named; the CSV is in Kaggle's format
         write_csv(args.out, [("ID", "Labels"), *zip(ids, logits.argmax(1).tolist())])
         print(f"{args.out}: {len(images):,} rows")
     if args.input is None:
@@ -81,7 +81,7 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     flag = parser.add_argument
     flag("--ckpt", required=True, help="checkpoint of train.py: best.pt or weights/*.pt")
-    flag("--data", default="data", help='folder of CIFAR-10 whose test set is predicted, or "fake"')
+    flag("--data", default="data", help='folder of CIFAR-10 for its test set, or "fake"')
     flag("--input", type=Path, help="predict instead a .pkl, a picture or a folder of pictures")
     flag("--out", type=Path, default="submission.csv", help="the CSV (none for a single image)")
     flag("--tta", action="store_true", help="average each image and its mirror image")
@@ -158,7 +158,7 @@ def read_pickle(path):
     content = {k.decode() if isinstance(k, bytes) else k: v for k, v in content.items()}
     data = np.asarray(content["data"])
     if data.dtype != np.uint8 or data.shape[1:] not in {(32, 32, 3), (3072,)} or len(data) == 0:
-        raise ValueError(f"data is {data.dtype} {data.shape}, not uint8 (N, 32, 32, 3)")
+        raise ValueError(f"data is {data.dtype} {data.shape}, not uint8 (N, 32, 32, 3), (N, 3072)")
     if data.ndim == 4:                          # else CIFAR's own rows, already plane by plane
         data = data.transpose(0, 3, 1, 2)
     ids = np.asarray(content.get("ids", range(len(data)))).tolist()
@@ -181,7 +181,8 @@ class Record:
             order, axes = "F" if fortran else "C", None
         else:                                               # protocol 5; older numpy has no axes
             raw, kind, shape, order, axes = (*self.args, None)[:5]
-        kind = np.dtype(kind.args[0]).newbyteorder(kind.state[1])       # such as "i4" and ">"
+        # the dtype is a Record, too: of "i4" and ">", for example
+        kind = np.dtype(kind.args[0]).newbyteorder(kind.state[1])
         array = np.frombuffer(raw, kind).reshape(shape, order="C" if axes else order)
         return array.transpose(axes) if axes else array
 
@@ -205,6 +206,7 @@ class ArrayUnpickler(pickle.Unpickler):
 def read_pictures(path):
     """A picture, or all of a folder: the middle square at 32x32. IDs are names without suffix."""
     files, images = sorted(path.iterdir()) if path.is_dir() else [path], []
+    # macOS leaves ._NAME.png in archives
     files = [f for f in files if f.suffix.lower() in PICTURES and f.name[0] != "."]
     for file in tqdm(files, "reading", leave=False, delay=2, disable=None):
         with Image.open(file, formats=["PNG", "JPEG", "BMP", "WEBP"]) as picture:   # EPS runs code

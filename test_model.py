@@ -301,12 +301,12 @@ def test_the_average_forgets_the_untrained_values_and_then_keeps_its_decay(name)
     average, now = (part.state_dict()[name] for part in (parts.predictor, parts.model))
     now.fill_(1)
     kept = []
-    for update in [*range(45), 10 ** 6]:                        # an epoch of the paper; long after
+    for update in [*range(44), 10 ** 6]:                        # an epoch of 45,000 images; long after
         average.fill_(0)
         parts.scheduler.last_epoch = update * train.EMA_EVERY
         train.update_average(parts, 0.99)
         kept.append(1 - average[0].item())
-    assert kept[0] == pytest.approx(0.1) and math.prod(kept[:45]) < 1e-4 and kept[45] == pytest.approx(0.99)
+    assert kept[0] == pytest.approx(0.1) and math.prod(kept[:44]) < 1e-4 and kept[44] == pytest.approx(0.99)
 
 
 def test_evaluation_is_exact_on_a_ragged_last_batch():

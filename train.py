@@ -6,10 +6,11 @@
     python train.py --data fake --blocks 1 1 1 --widths 8 16 32 --epochs 3 --lr 3e-3 --out fake
     python train.py --resume            # continues after an interruption
 
-Writes into --out: best.pt (highest validation accuracy), last.pt (which --resume continues),
-log.csv (a row per epoch), curves.png, and at the end result.json with the accuracy on the test set,
-which is looked at only then. Training loss and accuracy are of augmented images; the loss includes
-the label smoothing, and under CutMix the label with the larger area counts as the right one.
+Writes into --out: best.pt (highest validation accuracy; without validation the last epoch),
+last.pt (which --resume continues), log.csv (a row per epoch), curves.png, and at the end
+result.json with the accuracy on the test set, which is looked at only then. Training loss and
+accuracy are of augmented images; the loss includes the label smoothing, and under CutMix the label
+with the larger area counts as the right one.
 """
 import argparse
 import copy
@@ -61,9 +62,9 @@ def train_step(parts, x, target, label_smoothing):
 def train_epoch(parts, images, labels, args, epoch):
     """One pass over the images, uint8 (N, 3, 32, 32), and labels: {"train_loss", "train_acc"}.
 
-    All that is random here follows from the seed and the epoch's number: the draws of augmentation,
-    the order of the images, what is mixed, dropout. So an interrupted epoch can be repeated to the
-    same bits (on a GPU with --deterministic). SystemExit if the loss or a weight is not finite.
+    All that is random here follows from the seed and the epoch's number: groups and draws of the
+    augmentation, the order of the images, what is mixed, dropout. So an interrupted epoch can be
+    repeated to the same bits (see the README). SystemExit if the loss or a weight is not finite.
     """
     torch.manual_seed(args.seed * 1_000_003 + epoch)        # no two seeds share an epoch's draws
     inputs = augment(images, augmentation(args.augment, size_in(epoch, args)), args.group)
@@ -131,10 +132,10 @@ def main(argv=None):
 
 # ---- the parts of the recipe -----------------------------------------------------------------
 def build(args, count, device):
-    """All that trains, in one namespace. SystemExit if `count` images are no whole batch.
+    """All that trains, in one namespace. SystemExit if `count` images are fewer than a batch.
 
     model: what is trained; network: the same, perhaps compiled; predictor: what is evaluated and
-    saved, with --ema an average of the model, without it the model itself.
+    what best.pt holds, with --ema an average of the model, without it the model itself.
     """
     torch.manual_seed(args.seed)
     steps, dtype = count // args.batch_size, pick_dtype(device, args.amp)
@@ -160,7 +161,7 @@ def lr_factor(step, steps, warmup):
     rate needs the warm-up, the paper's 1e-4 does not. At the end, only small steps let it settle.
     """
     if step < warmup:
-        return min(1, (step + 1) / warmup)
+        return min(1, (step + 1) / warmup)          # above 1 where it ends within a step
     return 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / max(1, steps - warmup))
 
 
@@ -223,8 +224,8 @@ def restore(path, parts, args):
     for name, state in checkpoint["states"].items():
         if state:           # a scaler that is off saves {}, which one that is on refuses
             getattr(parts, name).load_state_dict(state)
-    # AdamW's fused step takes for granted that its averages have the weights' memory format, which
-    # on MPS is another one.
+    # AdamW's fused step takes for granted that its averages have the weights' memory format, but
+    # they come in that of the machine that saved them, and MPS has another one.
     for p, state in parts.optimizer.state.items():
         for name in ("exp_avg", "exp_avg_sq"):
             state[name] = torch.empty_like(p).copy_(state[name])
@@ -252,9 +253,9 @@ def machine(parts):
     name = parts.device.type
     if name == "cuda":
         name = torch.cuda.get_device_name(parts.device)
-    if name == "cpu":
-        name = f"CPU with {torch.backends.cpu.get_cpu_capability()}, "
-        name += f"threads: {torch.get_num_threads()}"
+    elif name == "cpu":
+        name = (f"CPU with {torch.backends.cpu.get_cpu_capability()}, "
+                f"threads: {torch.get_num_threads()}")
     return f"{name}, {str(parts.dtype)[6:]}, torch {torch.__version__}"
 
 
@@ -287,7 +288,7 @@ def report(out, parts, args, history):
 
 # ---- the command line ------------------------------------------------------------------------
 RECIPES = {         # defaults; a flag that is typed wins
-    "paper": {},    # the defaults below are the paper's own
+    "paper": {},    # the defaults below
     "quick": dict(blocks=[1, 2, 2], widths=[32, 96, 192], epochs=34, sizes=[20, 24, 32],
                   lr=1e-2, weight_decay=0.1, warmup=3.0, ema=0.98,
                   augment=["reflect", "flip"], cutmix=0.3),
@@ -302,7 +303,7 @@ def parse_args(argv=None):
     flag("--data", default="data", help='folder of CIFAR-10, or "fake" for made-up images')
     flag("--out", default=".", help="folder of the results")
     flag("--resume", action="store_true", help="continue from last.pt in --out, flags as before")
-    flag("--val-size", type=number(int, 0), default=5000, help="images held out, as many per class")
+    flag("--val-size", type=number(int, 0), default=5000, help="images held out, evenly by class")
     flag("--train-size", type=number(int, 0), help="how many of the others to train on, if not all")
     flag("--seed", type=number(int, 0), default=0, help="of everything random")
     flag("--device", help="cpu, cuda or mps, if not the accelerator that is found")
@@ -310,7 +311,7 @@ def parse_args(argv=None):
          help="mixed precision; auto: bf16 where native, fp16 on older CUDA cards, else off")
     flag("--compile", action="store_true", help="faster after a minute; needs a C++ compiler")
     flag("--deterministic", action="store_true", help="the same bits again on a GPU, too; slower")
-    flag("--recipe", choices=RECIPES, default="paper", help="defaults of what follows")
+    flag("--recipe", choices=RECIPES, default="paper", help="other defaults of what follows")
     add_network_flags(flag)
     count, positive, share = number(int, 1), number(float, 0), number(float, 0, 1)
     flag("--epochs", type=count, default=100, help="passes over the training images")
@@ -322,7 +323,8 @@ def parse_args(argv=None):
     flag("--dropout", type=share, default=0.0, help="rate before the classifier")
     flag("--ema", type=share, default=0.0, help="decay of the weights' average; 0: no average")
     flag("--augment", nargs="*", choices=[*PAPER, "reflect", "trivial"], default=PAPER,
-         metavar="NAME", help=f"any of {' '.join(PAPER)} reflect trivial, in the order given")
+         metavar="NAME", help=f"any of {' '.join(PAPER)} reflect trivial, in the order given; "
+         "erasing comes last")
     flag("--cutmix", type=share, default=0.0, help="share of batches mixed (arXiv:1905.04899)")
     flag("--sizes", type=number(int, 8, 32), nargs="+", default=[32],
          help="image sizes, for equal shares of the epochs; evaluation is always at 32")

@@ -1,6 +1,6 @@
 """Ours against the usual way of writing this training, on one machine; a minute on a CPU.
 
-    python benchmarks/speed.py              # with the flags of train.py: --data DIR, --blocks 2 2 2
+    python benchmarks/speed.py              # flags of train.py work: --data DIR, --blocks 2 2 2
     python benchmarks/speed.py --compile    # on a GPU
 
 The usual way, which comparable repositories share: PIL images and transforms in a DataLoader with

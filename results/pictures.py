@@ -1,4 +1,4 @@
-"""Draw the pictures of the READMEs into results/pictures.
+"""Draw two of results/pictures; the others are as the main scripts write them.
 
     python results/pictures.py      # architecture.png, the paper's figure 1; claims.png
 """

@@ -1,6 +1,8 @@
 """The test accuracy of a trained network on worse images: noise, blur, JPEG, other brightness.
 
     python results/robustness.py --ckpt weights/strong.pt
+
+Of predict.py's flags it takes --data, --device and --tta, too.
 """
 import sys
 from pathlib import Path
@@ -38,7 +40,8 @@ def main(argv=None):
     for kind, (damage, strengths) in DAMAGES.items():
         for strength in strengths:
             torch.manual_seed(0)
-            logits = predict(model, damage(images, strength), pick_dtype(device)).cpu()
+            worse = damage(images, strength)
+            logits = predict(model, worse, pick_dtype(device), args.tta).cpu()
             print(f"{kind} {strength}".ljust(30), f"{accuracy(logits, labels):.1%}", flush=True)
 
 

@@ -4,7 +4,7 @@
     python results/run.py gpu-paper --jobs 3        # the paper's training, on one GPU
     python results/run.py claims --list             # prints the commands
 
-Each run has a folder results/LIST/NAME. What is done is skipped and what was interrupted is
+Each run has a folder results/LIST/NAME. One with a result.json in it is skipped, an interrupted one
 resumed, so the same command can be typed until nothing is left. With flags of train.py, such as
 --data fake --epochs 1, it is a rehearsal: in results/rehearsal, and without rows in runs.csv.
 """
@@ -166,7 +166,7 @@ def main(argv=None):
             for name, flags in LISTS[list_name].items() if args.only in name}
     if args.list:
         for run, flags in runs.items():
-            print("python train.py", *flags, "--out", f"results/{run}")
+            print("python train.py", *flags, "--out", (place / run).relative_to(HERE.parent))
         return
     failed = []
     with ThreadPool(args.jobs) as pool:         # which Ctrl-C leaves without starting the next run
