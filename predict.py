@@ -209,9 +209,12 @@ def read_pictures(path):
     # macOS leaves ._NAME.png in archives
     files = [f for f in files if f.suffix.lower() in PICTURES and f.name[0] != "."]
     for file in tqdm(files, "reading", leave=False, delay=2, disable=None):
-        with Image.open(file, formats=["PNG", "JPEG", "BMP", "WEBP"]) as picture:   # EPS runs code
+        try:
+            picture = Image.open(file, formats=["PNG", "JPEG", "BMP", "WEBP"])      # EPS runs code
             upright = ImageOps.exif_transpose(picture).convert("RGB")   # phones store the rotation
-            images.append(TF.pil_to_tensor(ImageOps.fit(upright, (32, 32))))
+        except Exception as error:              # one of many may be cut short
+            raise ValueError(f"{file.name}: {error}") from None
+        images.append(TF.pil_to_tensor(ImageOps.fit(upright, (32, 32))))
     return [file.stem for file in files], torch.stack(images)
 
 

@@ -608,7 +608,8 @@ LIES = {                # what is in a file, and a word of why it is refused
 
 # ---- wrong input -----------------------------------------------------------------------------------
 WRONG_COMMANDS = {f"predict.py --input '{name}'": why for name, (_, why) in LIES.items()} | {
-    "predict.py --input pictures": "cannot identify", "predict.py --input empty": "a .png, .* or a folder of",
+    "predict.py --input pictures": "2.png: image file is truncated",
+    "predict.py --input 1.png": "cannot identify", "predict.py --input empty": "a .png, .* or a folder of",
     "predict.py --input none.pkl": "FileNotFoundError", "predict.py --ckpt no.pt": "FileNotFoundError",
     "predict.py --device cuda:99": "no device 'cuda:99'", "predict.py --device meta": "no device 'meta'",
     "predict.py --out file/x.csv": "File exists: 'file'", "predict.py --out empty": "must be the name of a .csv",
@@ -625,7 +626,9 @@ def test_a_wrong_file_or_value_is_one_line_and_leaves_no_file(trained, tmp_path,
     monkeypatch.setattr(data, "MIRRORS", ["http://127.0.0.1:9/nobody-listens"])
     for folder in ("pictures", "empty", "foreign/cifar-10-batches-py"):
         os.makedirs(folder)
-    for file in ("file", "pictures/1.png", "foreign/cifar-10-batches-py/data_batch_1"):
+    shutil.copy(HERE / "results/pictures/claims.png", "pictures/1.png")
+    Path("pictures/2.png").write_bytes(Path("pictures/1.png").read_bytes()[:9000])
+    for file in ("file", "1.png", "foreign/cifar-10-batches-py/data_batch_1"):
         Path(file).write_text("something else")
     for file, (content, _) in LIES.items():
         Path(file).write_bytes(content)
