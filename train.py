@@ -64,7 +64,8 @@ def train_epoch(parts, images, labels, args, epoch):
 
     All that is random here follows from the seed and the epoch's number: groups and draws of the
     augmentation, the order of the images, what is mixed, dropout. So an interrupted epoch can be
-    repeated to the same bits (see the README). SystemExit if the loss or a weight is not finite.
+    repeated to the same bits (on the same CPU and threads; on a GPU with --deterministic).
+    SystemExit if the loss or a weight is not finite.
     """
     torch.manual_seed(args.seed * 1_000_003 + epoch)        # no two seeds share an epoch's draws
     inputs = augment(images, augmentation(args.augment, size_in(epoch, args)), args.group)
