@@ -446,6 +446,8 @@ def test_a_gpu_resumes_as_if_uninterrupted_and_writes_what_a_cpu_reads(tmp_path,
 
 
 # ---- resuming --------------------------------------------------------------------------------------
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows cannot fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")         # torch's threads are idle then
 @pytest.mark.parametrize("owner, call, number", [
     (train, "save_checkpoint", 1), (train, "save_checkpoint", 5), (train, "save", 2), (train, "save", 3),
     (os, "fsync", 4)],
