@@ -84,6 +84,7 @@ LISTS = {
         f"{regime}/{name}": f"{length} {flags}"
         for regime, length in REGIMES.items() for name, flags in FLAGS.items()}, 3),
     "quick": each("--recipe quick", {"quick": ""}, 3) | each("", {
+        "longer": "--recipe quick --epochs 57 --cutmix 0.5 --val-size 1000",
         "larger": "--recipe quick --widths 32 128 256 --epochs 57 --cutmix 0.5 --val-size 1000",
         "paper-values": "--blocks 1 2 2 --widths 32 96 192 --epochs 34"}),
     "gpu-paper": each("--compile", {"paper": "", "drawn": "--blocks 2 2 2"}, 3)
