@@ -205,9 +205,9 @@ def start(main, stopped="stopped"):
         raise SystemExit("error: the GPU's memory is full: try smaller batches, or --device cpu")
     except RuntimeError as error:
         if type(error).__module__ not in ("torch._dynamo.exc", "torch._inductor.exc"):
-            raise
+            raise                                   # a bug
         raise SystemExit("error: --compile failed, which needs a C++ compiler and on a GPU Triton: "
-                         f"go without it ({error!r:.200})") from None
+                         f"go without it ({error!r:.200})")
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

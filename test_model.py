@@ -392,7 +392,7 @@ def run_script(name, *argv):
     (KeyboardInterrupt, SystemExit, "stopped: --resume continues after the last whole epoch"),
     (torch.OutOfMemoryError, SystemExit, "memory is full"), (RuntimeError, RuntimeError, None),
     (type("InductorError", (RuntimeError,), {"__module__": "torch._inductor.exc"}), SystemExit, "go without it")])
-def test_ctrl_c_a_full_gpu_and_no_compiler_end_in_one_line_a_bug_in_a_traceback(tmp_path, monkeypatch, capsys, error, ends, line):
+def test_what_comes_from_outside_ends_in_a_line_a_bug_in_a_traceback(tmp_path, monkeypatch, capsys, error, ends, line):
     monkeypatch.setattr(F, "cross_entropy", Mock(side_effect=error))
     with pytest.raises(ends, match=line):
         run_script("train.py", *TINY, *"--blocks 4 5 3 --widths 64 128 256 --batch-size 2 --out".split(), str(tmp_path))

@@ -83,10 +83,10 @@ LISTS = {
     "claims": each("--blocks 1 1 1 --widths 16 32 64 --lr 3e-3", {
         f"{regime}/{name}": f"{length} {flags}"
         for regime, length in REGIMES.items() for name, flags in FLAGS.items()}, 3),
-    "quick": each("--recipe quick", {"quick": ""}, 3) | each("", {
-        "longer": "--recipe quick --epochs 57 --cutmix 0.5 --val-size 1000",
-        "larger": "--recipe quick --widths 32 128 256 --epochs 57 --cutmix 0.5 --val-size 1000",
-        "paper-values": "--blocks 1 2 2 --widths 32 96 192 --epochs 34"}),
+    "quick": each("--recipe quick", {"quick": ""}, 3)
+             | each("--recipe quick --epochs 57 --cutmix 0.5 --val-size 1000",
+                    {"longer": "", "larger": "--widths 32 128 256"})
+             | each("--blocks 1 2 2 --widths 32 96 192 --epochs 34", {"paper-values": ""}),
     "gpu-paper": each("--compile", {"paper": "", "drawn": "--blocks 2 2 2"}, 3)
                  | each("--compile", {"plain": "--plain"}),
     "gpu-strong": each("--recipe strong --compile", {"strong": "", "batch-512": LARGE}, 3),
