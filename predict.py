@@ -155,14 +155,18 @@ def read_pickle(path):
         raise ValueError(f"larger than {MAX_IMAGES:,} images")
     with open(path, "rb") as file:
         content = ArrayUnpickler(file, encoding="bytes").load()
-    content = {k.decode() if isinstance(k, bytes) else k: v for k, v in content.items()}
+    content = {as_text(key): value for key, value in content.items()}
     data = np.asarray(content["data"])
     if data.dtype != np.uint8 or data.shape[1:] not in {(32, 32, 3), (3072,)} or len(data) == 0:
         raise ValueError(f"data is {data.dtype} {data.shape}, not uint8 (N, 32, 32, 3), (N, 3072)")
     if data.ndim == 4:                          # else CIFAR's own rows, already plane by plane
         data = data.transpose(0, 3, 1, 2)
     ids = np.asarray(content.get("ids", range(len(data)))).tolist()
-    return ids, torch.tensor(data).reshape(-1, 3, 32, 32)
+    return [as_text(i) for i in ids], torch.tensor(data).reshape(-1, 3, 32, 32)
+
+
+def as_text(value):
+    return value.decode() if isinstance(value, bytes) else value        # of Python 2, for example
 
 
 class Record:

@@ -538,6 +538,7 @@ def test_every_input_format_gives_the_same_images(tmp_path):
         "list.pkl": (pickle.dumps({"data": nhwc, "ids": ids.tolist()}, 5), ids.tolist()),
         "array5.pkl": (pickle.dumps({"data": nhwc, "ids": ids}, 5), ids.tolist()),
         "old.pkl": (pickle.dumps({b"data": planes, b"ids": ids.astype(">i4")}, 2), ids.tolist()),
+        "bytes.pkl": (pickle.dumps({b"data": planes, b"ids": [name.encode() for name in named]}, 2), named),
         "names.pkl": (pickle.dumps({"data": np.asfortranarray(planes), "ids": np.array(named)}, 3), named)}
     for name, (content, wanted) in files.items():
         (tmp_path / name).write_bytes(content)
