@@ -96,7 +96,7 @@ def load_data(where, train):
     """
     if where == "fake":
         return fake_data(train)
-    root = Path(where).resolve()
+    root = Path(where).absolute()           # a link keeps its name, which resolve() would not
     root = root.parent if root.name == "cifar-10-batches-py" else root
     root.mkdir(parents=True, exist_ok=True)
     socket.setdefaulttimeout(20)        # seconds of a server's silence; Python would wait forever
