@@ -623,6 +623,8 @@ WRONG_COMMANDS = {f"predict.py --input '{name}'": why for name, (_, why) in LIES
     "train.py --out file": "File exists", "train.py --resume": "FileNotFoundError",
     "train.py --data foreign": "put cifar-10-python.tar.gz .* --data fake", "train.py --data file": "File exists: '/",
     "train.py --val-size 10000": "0 images .* a batch of 128"}
+if sys.platform == "linux":                 # a folder in which not even root can make a file
+    WRONG_COMMANDS["train.py --epochs 1 --blocks 1 1 1 --out /proc"] = "'/proc/tmp"
 USUAL = {"predict.py": "--ckpt best.pt --data fake", "train.py": "--data fake --out run", "model.py": ""}
 
 

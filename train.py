@@ -17,6 +17,8 @@ import copy
 import json
 import math
 import os
+import shlex
+import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -101,6 +103,7 @@ def main(argv=None):
     args = parse_args(argv)
     out, device = Path(args.out), pick_device(args.device)
     out.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=out).close()     # or a read-only folder fails after an epoch
     if not args.resume and any((out / name).exists() for name in ("last.pt", "best.pt")):
         raise SystemExit(f"error: {str(out)!r} holds an earlier run: continue it with --resume, or "
                          "choose another folder with --out")
@@ -284,7 +287,8 @@ def report(out, parts, args, history):
               "machine": machine(parts), "settings": settings(args)}
     write_file(out / "result.json", (json.dumps(result, indent=1) + "\n").encode())
     print(f"test accuracy {test_acc:.2%} (epoch {best['epoch']}), {seconds / 60:.1f} minutes")
-    print(f"next: python predict.py --ckpt {out / 'best.pt'} --data {args.data}")
+    predict_it = ["python", "predict.py", "--ckpt", str(out / "best.pt"), "--data", args.data]
+    print("next:", shlex.join(predict_it))
 
 
 # ---- the command line ------------------------------------------------------------------------
@@ -312,7 +316,8 @@ def parse_args(argv=None):
          help="mixed precision; auto: bf16 where native, fp16 on older CUDA cards, else off")
     flag("--compile", action="store_true", help="faster after a minute; needs a C++ compiler")
     flag("--deterministic", action="store_true", help="the same bits again on a GPU, too; slower")
-    flag("--recipe", choices=RECIPES, default="paper", help="other defaults of what follows")
+    flag("--recipe", choices=RECIPES, default="paper",
+         help="other defaults, see RECIPES in train.py; those below are the paper's")
     add_network_flags(flag)
     count, positive, share = number(int, 1), number(float, 0), number(float, 0, 1)
     flag("--epochs", type=count, default=100, help="passes over the training images")
@@ -328,7 +333,8 @@ def parse_args(argv=None):
          "erasing comes last")
     flag("--cutmix", type=share, default=0.0, help="share of batches mixed (arXiv:1905.04899)")
     flag("--sizes", type=number(int, 8, 32), nargs="+", default=[32],
-         help="image sizes, for equal shares of the epochs; evaluation is always at 32")
+         help="image sizes, for equal shares of the epochs: take no more sizes than epochs; "
+         "evaluation is always at 32")
     flag("--group", type=count, default=250, help="images that share a draw of the augmentation")
     parser.set_defaults(**RECIPES[parser.parse_args(argv).recipe])
     return parser.parse_args(argv)
