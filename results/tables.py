@@ -13,7 +13,7 @@ from statistics import mean, stdev, variance
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from run import CLAIMS, HERE, REGIMES, SCREEN, read_rows        # first: it finds the main scripts
+from run import CLAIMS, HERE, REGIMES, read_rows        # first: it finds the main scripts
 from model import Help, start, write_file
 
 
@@ -117,16 +117,6 @@ def headline(runs):
     return table("test accuracy|seeds|parameters|minutes, fastest|on|command", rows)
 
 
-def screening(runs):
-    """Validation accuracy of everything that was tried for the quick recipe, best first."""
-    found = [(row, own) for name, own in (("screen", SCREEN), ("refined", "--recipe quick"))
-             for rows in runs[name].values() for row in rows]
-    found.sort(key=lambda pair: -float(pair[0]["val_acc"]))
-    return table("list|flags beside the list's own|validation|operations", [
-        [row["list"], f"`{row['command'].partition(own)[2].strip()}`",
-         f"{float(row['val_acc']):.2%}", f"{float(row['flop']):.1e}"] for row, own in found])
-
-
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     parser.add_argument("--check", action="store_true", help="change nothing, only compare")
@@ -135,7 +125,7 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args, runs = parse_args(argv), load_runs()
-    tables = {part.__name__: part(runs) for part in (headline, claims, recipes, screening)}
+    tables = {part.__name__: part(runs) for part in (headline, claims, recipes)}
     for path in (HERE.parent / "README.md", HERE / "README.md"):
         old = path.read_text("utf-8")
         new = re.sub(r"(?s)(<!-- (\w+) -->\n).*?(?=<!-- /\2 -->)",
