@@ -100,7 +100,7 @@ def recipes(runs):
         [title, f"{int(rows[0]['parameters']):,}", percent(accuracies(rows)),
          percent(accuracies(rows, "val_acc")), len(rows), f"{float(rows[0]['flop']):.1e}",
          ", ".join(f"{float(row['minutes']):.3g}" for row in rows),
-         "; ".join(dict.fromkeys(row["machine"] for row in rows))]
+         "; ".join(dict.fromkeys(row["machine"].rpartition(", torch")[0] for row in rows))]
         for title, rows in found])
 
 
