@@ -26,7 +26,7 @@ def noisy(images, sigma):
 DAMAGES = {         # kind: (function of images and strength, strengths)
     "as they are": (lambda x, _: x, [""]),
     "noise, sigma": (noisy, [0.02, 0.05, 0.1]),
-    "blur, sigma in pixels": (lambda x, s: TF.gaussian_blur(x, [5, 5], [s, s]), [0.5, 1.0, 1.5]),
+    "blur, sigma in pixels": (lambda x, s: TF.gaussian_blur(x, [5, 5], [s, s]), [0.5, 1.0]),
     "JPEG, quality": (lambda x, q: torch.stack([TF.jpeg(image, q) for image in x]), [75, 40, 15]),
     "brightness, factor": (TF.adjust_brightness, [0.5, 0.75, 1.5]),
 }
