@@ -287,8 +287,8 @@ def report(out, parts, args, history):
               "machine": machine(parts), "settings": settings(args)}
     write_file(out / "result.json", (json.dumps(result, indent=1) + "\n").encode())
     print(f"test accuracy {test_acc:.2%} (epoch {best['epoch']}), {seconds / 60:.1f} minutes")
-    predict_it = ["python", "predict.py", "--ckpt", str(out / "best.pt"), "--data", args.data]
-    print("next:", shlex.join(predict_it))
+    ckpt = (out / "best.pt").as_posix()         # a backslash would be quoted
+    print("next:", shlex.join(["python", "predict.py", "--ckpt", ckpt, "--data", args.data]))
 
 
 # ---- the command line ------------------------------------------------------------------------
