@@ -18,10 +18,12 @@ from model import Help, start, write_file
 
 
 def load_runs():
-    """{list: {name without -sSEED: its rows}}; claims/all and claims/tenth are two lists."""
+    """{list: {name without -sSEED: its rows}}; claims/all and claims/tenth are two lists. The
+    machine comes without torch's version."""
     runs = defaultdict(lambda: defaultdict(list))
     for row in read_rows(HERE / "runs.csv"):
         list_name, name = f"{row['list']}/{row['name']}".rsplit("/", 1)
+        row["machine"] = row["machine"].rpartition(", torch")[0]
         runs[list_name][name.rpartition("-s")[0]].append(row)
     return runs
 
@@ -100,7 +102,7 @@ def recipes(runs):
         [title, f"{int(rows[0]['parameters']):,}", percent(accuracies(rows)),
          percent(accuracies(rows, "val_acc")), len(rows), f"{float(rows[0]['flop']):.1e}",
          ", ".join(f"{float(row['minutes']):.3g}" for row in rows),
-         "; ".join(dict.fromkeys(row["machine"].rpartition(", torch")[0] for row in rows))]
+         "; ".join(dict.fromkeys(row["machine"] for row in rows))]
         for title, rows in found])
 
 
@@ -111,8 +113,7 @@ def headline(runs):
         seeds = runs[list_name][list_name.removeprefix("gpu-")]
         row = min(seeds, key=lambda row: float(row["minutes"]))
         rows.append([f"**{mean(accuracies(seeds)):.1f}%**", len(seeds),
-                     f"{int(row['parameters']):,}", f"{float(row['minutes']):.0f}",
-                     row["machine"].rpartition(", torch")[0],
+                     f"{int(row['parameters']):,}", f"{float(row['minutes']):.0f}", row["machine"],
                      f"`{row['command'].partition(' --seed')[0]}`"])
     return table("test accuracy|seeds|parameters|minutes, fastest|on|command", rows)
 
