@@ -84,9 +84,9 @@ LISTS = {
     "claims": each("--blocks 1 1 1 --widths 16 32 64 --lr 3e-3", {
         f"{regime}/{name}": f"{length} {flags}"
         for regime, length in REGIMES.items() for name, flags in FLAGS.items()}, 3),
-    "quick": each("--recipe quick", {"quick": "", "no-smoothing": "--label-smoothing 0"}, 3)
-             | each("--recipe quick", {"paper-augment": f"--augment {' '.join(PAPER)}",
-                                       "trivial": "--augment reflect flip trivial"})
+    "quick": each("--recipe quick", {"quick": "", "no-smoothing": "--label-smoothing 0",
+                                     "paper-augment": f"--augment {' '.join(PAPER)}"}, 3)
+             | each("--recipe quick", {"trivial": "--augment reflect flip trivial"})
              | each(LONGER, {"longer": ""}, 3) | each(LONGER, {"larger": "--widths 32 128 256"})
              | each("--blocks 1 2 2 --widths 32 96 192 --epochs 34", {"paper-values": ""}),
     "gpu-paper": each("--compile", {"paper": "", "drawn": "--blocks 2 2 2"}, 3)
