@@ -85,8 +85,8 @@ LISTS = {
         f"{regime}/{name}": f"{length} {flags}"
         for regime, length in REGIMES.items() for name, flags in FLAGS.items()}, 3),
     "quick": each("--recipe quick", {"quick": "", "no-smoothing": "--label-smoothing 0",
-                                     "paper-augment": f"--augment {' '.join(PAPER)}"}, 3)
-             | each("--recipe quick", {"trivial": "--augment reflect flip trivial"})
+                                     "paper-augment": f"--augment {' '.join(PAPER)}",
+                                     "trivial": "--augment reflect flip trivial"}, 3)
              | each(LONGER, {"longer": ""}, 3) | each(LONGER, {"larger": "--widths 32 128 256"})
              | each("--blocks 1 2 2 --widths 32 96 192 --epochs 34", {"paper-values": ""}),
     "gpu-paper": each("--compile", {"paper": "", "drawn": "--blocks 2 2 2"}, 3)
