@@ -88,7 +88,9 @@ LISTS = {
                                      "paper-augment": f"--augment {' '.join(PAPER)}",
                                      "trivial": "--augment reflect flip trivial"}, 3)
              | each(LONGER, {"longer": ""}, 3) | each(LONGER, {"larger": "--widths 32 128 256"})
-             | each("--blocks 1 2 2 --widths 32 96 192 --epochs 34", {"paper-values": ""}),
+             | each("--blocks 1 2 2 --widths 32 96 192 --epochs 34", {"paper-values": ""})
+             | each("--recipe quick", {"from-16": "--sizes 16 20 24 32 --epochs 40",
+                                       "narrower": "--widths 32 80 160 --epochs 47"}),
     "gpu-paper": each("--compile", {"paper": "", "drawn": "--blocks 2 2 2"}, 3)
                  | each("--compile", {"plain": "--plain"}),
     "gpu-strong": each("--recipe strong --compile", {"strong": "", "batch-512": LARGE}, 3),
