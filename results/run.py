@@ -89,10 +89,10 @@ LISTS = {
                                      "trivial": "--augment reflect flip trivial",
                                      "narrower": "--widths 32 80 160 --epochs 47",
                                      "shallow": "--blocks 1 1 1 --widths 40 144 288",
-                                     "deep": "--blocks 2 3 3 --widths 32 72 144"}, 3)
+                                     "deep": "--blocks 2 3 3 --widths 32 72 144",
+                                     "from-16": "--sizes 16 20 24 32 --epochs 40"}, 3)
              | each(LONGER, {"longer": ""}, 3) | each(LONGER, {"larger": "--widths 32 128 256"})
-             | each("--blocks 1 2 2 --widths 32 96 192 --epochs 34", {"paper-values": ""})
-             | each("--recipe quick", {"from-16": "--sizes 16 20 24 32 --epochs 40"}),
+             | each("--blocks 1 2 2 --widths 32 96 192 --epochs 34", {"paper-values": ""}),
     "gpu-paper": each("--compile", {"paper": "", "drawn": "--blocks 2 2 2"}, 3)
                  | each("--compile", {"plain": "--plain"}),
     "gpu-strong": each("--recipe strong --compile", {"strong": "", "batch-512": LARGE}, 3),
