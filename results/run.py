@@ -50,11 +50,11 @@ CLAIMS = {      # name: (question, the paper's words, the run that it is compare
     "nothing": ("neither augmentation nor smoothing", "worse", "recipe",
                 "--augment --label-smoothing 0"),
     "single-draws": ("one draw per image", "-", "recipe", "--group 1"),
-    "skips-12": ("12 blocks with skips (79,314 parameters)", "-", None,
+    "skips-12": ("12 blocks with skips, 8-16-32 (79,314)", "-", None,
                  "--blocks 4 5 3 --widths 8 16 32"),
-    "plain-12": ("12 blocks without, against that", "about 75%", "skips-12",
+    "plain-12": ("12 blocks without, against that", '"degraded"', "skips-12",
                  "--plain --blocks 4 5 3 --widths 8 16 32"),
-    "skips-27": ("27 blocks with skips (84,725), against 12", "-", "skips-12",
+    "skips-27": ("27 blocks with skips, 5-10-20 (84,725), against 12", "-", "skips-12",
                  "--blocks 9 9 9 --widths 5 10 20"),
     "plain-27": ("27 blocks without, against that", '"degraded"', "skips-27",
                  "--plain --blocks 9 9 9 --widths 5 10 20"),
@@ -62,10 +62,10 @@ CLAIMS = {      # name: (question, the paper's words, the run that it is compare
                         "--blocks 4 4 4 --widths 8 16 32"),
     "wide-early": ("wide early: 1 1 1 at 32-32-64 (97,514), against that", "better",
                    "deep-equal-size", "--widths 32 32 64"),
-    "deep-equal-work": ("deep, as much arithmetic: 4 4 4 at 11-22-44 (175,405), against wide", "-",
+    "deep-equal-work": ("deep, 8% less arithmetic: 4 4 4 at 11-22-44 (175,405), against wide", "-",
                         "wide-early", "--blocks 4 4 4 --widths 11 22 44"),
     "decay-0.01": ("lr 1e-4, weight decay 0.01", "its setting", None, f"{DECAY} 0.01"),
-    **{f"decay-{wd}": (f"weight decay {wd}, against 0.01", "-", "decay-0.01", f"{DECAY} {wd}")
+    **{f"decay-{wd}": (f"decay {wd}, against 0.01", "-", "decay-0.01", f"{DECAY} {wd}")
        for wd in ("0.1", "1", "3")},
 }
 FLAGS = {name: flags for name, (*_, flags) in CLAIMS.items()}
