@@ -32,7 +32,7 @@ MIRRORS = [         # the same bytes; the original gives 55 kB/s (pytorch/vision
 ]
 
 # uint8 (..., 3, H, W) -> float32 with mean 0 and std 1 in each channel of the training set: for
-# training in augmentation(), for validation and prediction in predict().
+# training in augmentation(), for validation and prediction in predict.predict().
 normalise = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
 
 
@@ -72,7 +72,7 @@ def augment(images, transform, group):
 
 
 def split(labels, val_size, train_size, seed):
-    """Indices of training and validation images, as many of each class, drawn by the seed alone.
+    """Indices of training and validation images, evenly by class, drawn by the seed alone.
 
     val_size and train_size count images; train_size None takes all that validation leaves.
     SystemExit if they cannot be divided by the ten classes, or are more than there are.

@@ -75,7 +75,7 @@ class ResNet(nn.Module):
             self.stages.append(nn.Sequential(first, *rest))
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(widths[-1], CLASSES)
-        # All weights start as PyTorch sets them: uniform, variance 1 / (3 * inputs). In front of a
+        # Filters start as PyTorch sets them: uniform, variance 1 / (3 * inputs). In front of a
         # batch norm their scale changes no output, only how far a step turns their direction.
         self.parameter_count = sum(p.numel() for p in self.parameters())
         if self.parameter_count >= BUDGET:
@@ -174,8 +174,8 @@ def pick_device(name):
 def pick_dtype(device, amp="auto"):
     """What convolutions compute in: bfloat16 or float16 (mixed precision), or float32.
 
-    auto is bfloat16 where the device has it natively, float16 on older CUDA cards (the T4 of Kaggle
-    and Colab), else float32. bfloat16 has float32's range, so only float16 needs a gradient scaler.
+    auto is bfloat16 where a CPU or CUDA card has it natively, float16 on older cards (the T4 of
+    Kaggle and Colab), else float32. bfloat16 has float32's range: only float16 needs a scaler.
     """
     if amp != "auto":
         return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float32}[amp]
