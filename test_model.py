@@ -116,7 +116,7 @@ def test_a_skip_carries_the_image_around_the_convolutions_and_is_all_that_plain_
     assert plain == {name: shape for name, shape in residual.items() if "shortcut" not in name} != residual
     assert not any(part.residual for part in ResNet(residual=False).modules() if isinstance(part, model.Block))
     assert all(conv.stride == (1, 1) for conv in ResNet().modules() if isinstance(conv, torch.nn.Conv2d)
-               and conv.kernel_size == (1, 1))          # oneDNN's other ones write outside their memory on AVX2
+               and conv.kernel_size == (1, 1))          # oneDNN's others give wrong gradients on AVX2, or crash
 
 
 # ---- the data --------------------------------------------------------------------------------------
@@ -141,7 +141,6 @@ def test_group_draws_have_the_distribution_of_single_draws_and_a_batch_mixes_the
             share = torch.bincount(draws[:, column] - lowest, minlength=values) / len(draws)
             assert (share - 1 / values).abs().max() < 0.04
     assert len(single[:200].unique(dim=0)) > 100                            # of 162 crops
-    assert 1 < len(crops(images, group=50, rounds=1).unique(dim=0)) <= 4
     neighbours = crops(images, group=100, rounds=1)[:20]                    # groups are drawn, not cut in file order
     assert len(neighbours.unique(dim=0)) == 2
     assert torch.equal(images, before)
@@ -182,9 +181,8 @@ def test_split_is_disjoint_balanced_and_stable():
     assert torch.bincount(labels[val]).tolist() == [10] * 10 and torch.bincount(labels[fewer]).tolist() == [20] * 10
     assert not torch.equal(val, data.split(labels, 100, None, seed=4)[1])
     assert len(data.split(labels, 0, None, seed=3)[1]) == 0
-    assert_refused("multiples of 10", data.split, labels, 105, None, 3)
-    assert_refused("multiples of 10", data.split, labels, 100, 9, 3)
-    assert_refused("no more than 1,000", data.split, labels, 100, 910, 3)
+    for val_size, train_size in ((105, None), (100, 9), (100, 910)):
+        assert_refused("multiples of 10.* no more than 1,000", data.split, labels, val_size, train_size, 3)
 
 
 def test_fake_data_is_the_same_each_time_and_its_augmentation_is_drawn(tmp_path):
@@ -196,12 +194,12 @@ def test_fake_data_is_the_same_each_time_and_its_augmentation_is_drawn(tmp_path)
 
 
 def test_download_goes_on_until_a_mirror_gives_the_official_bytes(tmp_path, monkeypatch, capsys):
-    whole = Mock(data=np.zeros((2, 32, 32, 3), np.uint8), targets=[3, 4])
+    whole = Mock(data=np.full((2, 32, 32, 3), (0, 1, 2), np.uint8), targets=[3, 4])
     cifar10 = Mock(side_effect=[OSError("no route"), OSError("cut off"), RuntimeError("other bytes"), whole])
     monkeypatch.setattr(data.datasets, "CIFAR10", cifar10)          # torchvision's checks the MD5 of every file
     images, labels = data.load_data(tmp_path / "cifar-10-batches-py", train=True)
-    assert images.shape == (2, 3, 32, 32) and labels.tolist() == [3, 4]
-    assert cifar10.call_args.args == (tmp_path, True)               # the folder that holds cifar-10-batches-py
+    assert images.shape == (2, 3, 32, 32) and images[1, :, 5, 7].tolist() == [0, 1, 2] and labels.tolist() == [3, 4]
+    assert cifar10.call_args == ((tmp_path, True), {"download": True})      # the folder that holds cifar-10-batches-py
     assert [*re.findall("from (http.*): ", capsys.readouterr().out), cifar10.url] == data.MIRRORS
 
 
@@ -212,6 +210,7 @@ def test_learning_rate_is_a_cosine_to_zero_after_a_linear_warmup():
     assert paper == sorted(paper, reverse=True)
     assert [warm[step] for step in (49, 99, 100, 550)] == pytest.approx([0.5, 1, 1, 0.5])
     assert train.lr_factor(1000, 1000, 1000) == 1           # a warm-up as long as the run divides by no zero
+    assert train.lr_factor(2, 9, 2.5) == 1                  # a warm-up that ends within a step
 
 
 def test_the_papers_recipe_is_the_default_that_the_readme_quotes_and_a_flag_overrides_any_recipe():
@@ -247,7 +246,6 @@ def test_every_flag_of_the_recipe_reaches_what_it_names_and_only_filters_and_mat
     assert parts.scheduler.lr_lambdas[0](4 * 2) == 0            # four epochs of two steps
     assert parts.model.config == {"blocks": [1, 1, 1], "widths": [2, 4, 4], "residual": False, "dropout": 1}
     assert torch.equal(parts.model(data.normalise(images)), parts.model.classifier.bias.expand(200, 10))    # none kept
-    assert parts.predictor is not parts.model
     first, second, third = (ready(f"--seed {seed}")[0].model.state_dict() for seed in (0, 0, 1))
     assert same(first, second) and not same(first, third)
     free = "--resume --out o --device cuda --amp fp16 --compile --deterministic --data elsewhere"
@@ -290,9 +288,9 @@ def test_sizes_share_the_epochs_and_cutmix_counts_the_larger_share(monkeypatch):
     assert (asked[0].sum(0) - 10).abs().max() > 0.5             # in the file's order it would have ten of each class
     assert [(type(transform.transforms[0]), group) for transform, group in drawn] == [(v2.TrivialAugmentWide, 50)] * 10
     run[-1].seed = 1
-    train.train_epoch(*run, 10)
-    assert not torch.equal(asked[16], asked[18])                # epochs 9 and 10 have draws of their own
-    assert not torch.equal(asked[18], asked[20])                # so have epochs 10 of two seeds
+    train.train_epoch(*run, 9)
+    draws = asked[16], asked[18], asked[20]                     # epochs 9 and 10, and epoch 9 of another seed
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(draws, 2))
 
 
 @pytest.mark.parametrize("name", ["classifier.bias", "stem.1.running_mean"])
@@ -326,18 +324,12 @@ def test_training_learns_and_leaves_every_file(trained):
     assert result["parameters"] == sum(p.numel() for p in ResNet((1, 1, 1), (8, 16, 16)).parameters())
     assert result["settings"]["cutmix"] == 0.2 and result["machine"].startswith("CPU with ")
     assert not same(last["states"]["model"], last["weights"])           # what predicts is the average
+    assert last["states"]["scheduler"]["last_epoch"] == 3 * 800 // 20   # steps: validation images are not trained on
     images, labels = data.fake_data(train=True)
     val, (net, best) = data.split(labels, 200, 800, seed=1)[1], model.load_checkpoint(trained / "best.pt")
     logits = predict.predict(net, images[val], model.pick_dtype(torch.device("cpu")))
     assert F.cross_entropy(logits, labels[val]).item() == pytest.approx(best["row"]["val_loss"])
     assert Image.open(trained / "curves.png").width > 500 and not list(trained.glob("*.part"))
-
-
-def test_arithmetic_is_six_operations_per_forward_multiply_add(trained):
-    at_24, at_32 = (27 * 8 * n + 2 * 9 * 64 * n + (9 * 8 * 16 + 9 * 16 * 16 + 8 * 16) * n / 4
-                    + (3 * 9 * 16 * 16 - 9 * 16 * 16 + 16 * 16) * n / 16 + 160 for n in (24 * 24, 32 * 32))
-    flop = runpy.run_path(str(HERE / "results/run.py"))["flop"]
-    assert flop(load(trained / "result.json")["settings"]) == 6 * 800 * (at_24 + 2 * at_32)
 
 
 def test_best_pt_is_of_the_first_best_epoch_and_has_ordinary_names_when_compiled(tmp_path, monkeypatch):
@@ -463,10 +455,9 @@ def test_an_interrupted_and_then_killed_run_ends_with_the_same_bits(trained, tmp
     assert process.exitcode == -signal.SIGKILL and list(tmp_path.glob("*.part"))
     run(tmp_path, f"{FULL} --resume")
     assert history(tmp_path) == history(trained)
-    (last, best), (other_last, other_best) = (
-        [load(folder / name) for name in ("last.pt", "best.pt")] for folder in (tmp_path, trained))
-    assert same(last["states"]["model"], other_last["states"]["model"])
-    assert same(last["weights"], other_last["weights"]) and same(best["weights"], other_best["weights"])
+    last, other = load(tmp_path / "last.pt"), load(trained / "last.pt")
+    assert same(last["states"]["model"], other["states"]["model"]) and same(last["weights"], other["weights"])
+    assert same(*(load(folder / "best.pt")["weights"] for folder in (tmp_path, trained)))
     seconds = sum(row["seconds"] for row in last["history"])
     assert load(tmp_path / "result.json") == load(trained / "result.json") | {"seconds": pytest.approx(seconds)}
 
@@ -512,6 +503,8 @@ def test_mistakes_are_counted_by_their_true_class_and_shown_surest_first(tmp_pat
     predict.show_test(images, logits, labels, data.NAMES, tmp_path)
     out = capsys.readouterr().out
     assert re.search(r"airplane +3 +33.3% +automobile \(2\)\nautomobile +2 +50.0% +airplane \(1\)", out)
+    twos = [text.get_position() for text in figures["confusion.png"].axes[0].texts if text.get_text() == "2"]
+    assert twos == [(1, 0)]                     # two airplanes, row 0, were taken for automobiles, column 1
     titles = [axes.get_title() for axes in figures["mistakes.png"].axes]
     assert titles == ["said automobile (98%),\nis airplane", "said automobile (95%),\nis airplane",
                       "said airplane (88%),\nis automobile", *[""] * 21]
@@ -550,8 +543,8 @@ def test_every_input_format_gives_the_same_images(tmp_path):
     found_ids, found = predict.read_images(tmp_path)            # a folder: its pictures, by name
     assert torch.equal(found, images) and found_ids == [f"img{i:02}" for i in plain]
     first, turned = Image.fromarray(nhwc[0]), Image.Exif()
-    first.resize((64, 80)).convert("L").save(tmp_path / "big.jpg")
-    assert predict.read_images(tmp_path / "big.jpg")[1].shape == (1, 3, 32, 32)
+    first.resize((64, 80)).convert("L").save(tmp_path / "big.JPG")
+    assert predict.read_images(tmp_path / "big.JPG")[1].shape == (1, 3, 32, 32)
     ImageOps.expand(first, (32, 0)).save(tmp_path / "wide.png")             # not squeezed: its middle is what counts
     assert torch.equal(predict.read_images(tmp_path / "wide.png")[1][0], images[0])
     turned[0x0112] = 6                                                      # a phone that was held upright
@@ -672,8 +665,14 @@ def test_every_command_of_the_readme_and_every_run_of_every_list_parses():
         parsers[name](flags)
 
 
-def test_every_number_of_the_readmes_is_what_the_logs_or_the_shipped_weights_say():
+def test_tables_are_what_the_logs_say_and_the_commands_of_the_headline_still_take_their_arithmetic():
     runpy.run_path(str(HERE / "results/tables.py"))["main"](["--check"])
+    assert set(re.findall(r"(?s)<!-- (\w+) -->\n.*?<!-- /\1 -->", README)) == {"headline", "claims"}
+    results = runpy.run_path(str(HERE / "results/run.py"))
+    for row in results["read_rows"](HERE / "results/runs.csv"):
+        if row["name"] in ("long-s0", "strong-s0", "paper-s0", "quick-s0"):
+            settings = vars(train.parse_args(row["command"].split()[2:]))
+            assert results["flop"](settings) == int(row["flop"]), row["name"]
     count = sum(p.numel() for p in model.load_checkpoint(HERE / "weights/strong.pt")[0].parameters())
     assert f"|{count:,}|" in README
 

@@ -122,9 +122,8 @@ def main(argv=None):
     args = parse_args(argv)
     device = pick_device(args.device)
     torch.backends.cudnn.benchmark = True       # as train.py
-    images, labels = load_data(args.data, train=True)
     count = 45_000 if device.type == "cuda" else 256
-    images, labels = images[:count].to(device), labels[:count].to(device)
+    images, labels = (part[:count].to(device) for part in load_data(args.data, train=True))
     machine = train.machine(train.build(args, len(images), device))
     print(f"{machine}, {time.strftime('%Y-%m-%d')}, blocks {args.blocks}, widths {args.widths}, "
           f"{len(images):,} images, batch {args.batch_size}")

@@ -118,14 +118,10 @@ def headline(runs):
     return table("test accuracy|seeds|parameters|minutes, fastest|on|command", rows)
 
 
-def parse_args(argv=None):
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     parser.add_argument("--check", action="store_true", help="change nothing, only compare")
-    return parser.parse_args(argv)
-
-
-def main(argv=None):
-    args, runs = parse_args(argv), load_runs()
+    args, runs = parser.parse_args(argv), load_runs()
     tables = {part.__name__: part(runs) for part in (headline, claims, recipes)}
     for path in (HERE.parent / "README.md", HERE / "README.md"):
         old = path.read_text("utf-8")
