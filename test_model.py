@@ -663,6 +663,8 @@ def test_every_command_of_the_readme_and_every_run_of_every_list_parses():
     commands += [["train.py", *shlex.split(flags)] for runs in lists.values() for flags in runs.values()]
     for name, *flags in commands:
         parsers[name](flags)
+    for name in ("results/robustness.py", "benchmarks/speed.py"):
+        runpy.run_path(str(HERE / name))                # what they take from the scripts is there
 
 
 def test_tables_are_what_the_logs_say_and_the_commands_of_the_headline_still_take_their_arithmetic():
