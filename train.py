@@ -71,6 +71,8 @@ def train_epoch(parts, images, labels, args, epoch):
     """
     torch.manual_seed(args.seed * 1_000_003 + epoch)        # no two seeds share an epoch's draws
     inputs = augment(images, augmentation(args.augment, size_in(epoch, args)), args.group)
+    # CutMix pastes a rectangle of one image into another and shares the label by area: no single
+    # telling detail is enough, because it may be covered
     cutmix = v2.RandomApply([v2.CutMix(num_classes=CLASSES)], p=args.cutmix)
     steps = len(images) // args.batch_size      # no short last batch: batch norm is noisy on few
     order = torch.randperm(len(images), device=images.device)[:steps * args.batch_size]
@@ -173,8 +175,10 @@ def decay_groups(model, decay):
     """Weight decay for filters and matrices, none for batch norm and biases, the 1-d parameters:
     these few set scales and thresholds, and pulling them to 0 makes no simpler function.
 
-    AdamW shrinks a weight by lr * decay per step. The paper's 1e-4 * 1e-2 make 2% in its
-    whole run, hardly any; the quick recipe's product is a thousand times as large.
+    AdamW shrinks a weight by lr * decay per step. In front of a batch norm a smaller filter
+    computes the same, but a step turns it further: decay keeps filters from growing until they
+    hardly learn (arXiv:1706.05350). The paper's 1e-4 * 1e-2 make 2% in its whole run, hardly any;
+    the quick recipe's product is a thousand times as large.
     """
     return [{"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": decay},
             {"params": [p for p in model.parameters() if p.dim() <= 1], "weight_decay": 0}]
@@ -184,8 +188,9 @@ def decay_groups(model, decay):
 def update_average(parts, decay):
     """Move the predictor a little towards the model: weights and batch norm's statistics.
 
-    The decay rises to its value: with 0.992 from the start, 70% of the untrained weights would
-    still be there after the 44 updates of an epoch.
+    At a high rate the weights jump around a good place, and their average lies nearer to it. decay,
+    the share of the old average that is kept, rises to its value: with 0.992 from the start, 70% of
+    the untrained weights would still be there after the 44 updates of an epoch.
     """
     updates = parts.scheduler.last_epoch // EMA_EVERY       # last_epoch is the steps so far
     decay = min(decay, (1 + updates) / (10 + updates))
@@ -292,7 +297,7 @@ def report(out, parts, args, history):
 
 
 # ---- the command line ------------------------------------------------------------------------
-RECIPES = {         # defaults; a flag that is typed wins
+RECIPES = {         # defaults; a flag that is typed wins; results/README.md: what was tried
     "paper": {},    # the defaults below
     "quick": dict(blocks=[1, 2, 2], widths=[32, 96, 192], epochs=34, sizes=[20, 24, 32],
                   lr=1e-2, weight_decay=0.1, warmup=3.0, ema=0.98,
