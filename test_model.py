@@ -477,6 +477,14 @@ def test_other_flags_or_files_are_refused_and_nothing_changes(trained, tmp_path,
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
+def test_another_runs_best_pt_is_not_reported_as_ones_own(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "evaluate", lambda *_: {"val_acc": 0.5})     # the first epoch is the best
+    run_until(train, "save", 2, tmp_path, "--epochs 2")
+    shutil.copy(trained / "best.pt", tmp_path)
+    assert_refused("is another run's", run, tmp_path, "--epochs 2 --resume")
+    assert not (tmp_path / "result.json").exists()
+
+
 # ---- predicting ------------------------------------------------------------------------------------
 def predicted(checkpoint, folder, *flags):
     """The rows of the CSV that predict.py writes."""

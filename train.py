@@ -284,9 +284,12 @@ def draw_curves(history):
 def report(out, parts, args, history):
     """Evaluate best.pt on the test set, once, and write and print what came out."""
     model, checkpoint = load_checkpoint(out / "best.pt", parts.device)
+    best, seconds = checkpoint["row"], sum(row["seconds"] for row in history)
+    if best != history[best_epoch(history) - 1]:
+        raise SystemExit(f"error: the best.pt in {str(out)!r} is another run's, which was started "
+                         "beside this one: train again with an --out of its own")
     images, labels = load_data(args.data, train=False)
     test_acc = accuracy(predict(model, images, parts.dtype).cpu(), labels)
-    best, seconds = checkpoint["row"], sum(row["seconds"] for row in history)
     result = {"test_acc": test_acc, "val_acc": best.get("val_acc"), "epoch": best["epoch"],
               "parameters": model.parameter_count, "seconds": seconds,
               "machine": machine(parts), "settings": settings(args)}
