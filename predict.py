@@ -74,7 +74,7 @@ def main(argv=None):
     elif len(images) <= 20:
         for name, shares in zip(ids, logits.softmax(1)):
             top = zip(*shares.topk(3))          # the three likeliest classes
-            print(f"{name!r:<20}" + "   ".join(f"{names[c]} {share:.0%}" for share, c in top))
+            print(f"{name!r:<20}  " + "   ".join(f"{names[c]} {share:.0%}" for share, c in top))
 
 
 def parse_args(argv=None):
@@ -215,10 +215,12 @@ def read_pictures(path):
     for file in tqdm(files, "reading", leave=False, delay=2, disable=None):
         try:
             picture = Image.open(file, formats=["PNG", "JPEG", "BMP", "WEBP"])      # EPS runs code
-            upright = ImageOps.exif_transpose(picture).convert("RGB")   # phones store the rotation
+            upright = ImageOps.exif_transpose(picture).convert("RGBA")  # phones store the rotation
+            white = Image.new("RGBA", upright.size, "white")    # or hidden colours would show
+            opaque = Image.alpha_composite(white, upright).convert("RGB")
         except Exception as error:              # one of many may be cut short
             raise ValueError(f"{file.name}: {error}") from None
-        images.append(TF.pil_to_tensor(ImageOps.fit(upright, (32, 32))))
+        images.append(TF.pil_to_tensor(ImageOps.fit(opaque, (32, 32))))
     return [file.stem for file in files], torch.stack(images)
 
 

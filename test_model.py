@@ -555,6 +555,8 @@ def test_every_input_format_gives_the_same_images(tmp_path):
     assert predict.read_images(tmp_path / "big.JPG")[1].shape == (1, 3, 32, 32)
     ImageOps.expand(first, (32, 0)).save(tmp_path / "wide.png")             # not squeezed: its middle is what counts
     assert torch.equal(predict.read_images(tmp_path / "wide.png")[1][0], images[0])
+    Image.new("RGBA", (40, 40), (0, 0, 0, 0)).save(tmp_path / "clear.png")      # black, but nobody sees it
+    assert predict.read_images(tmp_path / "clear.png")[1].unique().tolist() == [255]
     turned[0x0112] = 6                                                      # a phone that was held upright
     first.save(tmp_path / "phone.png", exif=turned)
     assert torch.equal(predict.read_images(tmp_path / "phone.png")[1][0], images[0].rot90(-1, (1, 2)))
