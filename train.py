@@ -97,8 +97,7 @@ def evaluate(parts, images, labels):
     if len(images) == 0:
         return {}
     logits = predict(parts.predictor, images, parts.dtype)                    # (N, 10)
-    loss = F.cross_entropy(logits, labels).item()
-    return {"val_loss": loss, "val_acc": accuracy(logits, labels)}
+    return {"val_loss": F.cross_entropy(logits, labels).item(), "val_acc": accuracy(logits, labels)}
 
 
 def main(argv=None):
@@ -286,8 +285,7 @@ def report(out, parts, args, history):
     model, checkpoint = load_checkpoint(out / "best.pt", parts.device)
     best, seconds = checkpoint["row"], sum(row["seconds"] for row in history)
     if best != history[best_epoch(history) - 1]:
-        raise SystemExit(f"error: the best.pt in {str(out)!r} is another run's, which was started "
-                         "beside this one: train again with an --out of its own")
+        raise SystemExit(f"error: the best.pt in {str(out)!r} is another run's: give each an --out")
     images, labels = load_data(args.data, train=False)
     test_acc = accuracy(predict(model, images, parts.dtype).cpu(), labels)
     result = {"test_acc": test_acc, "val_acc": best.get("val_acc"), "epoch": best["epoch"],
