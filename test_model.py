@@ -685,6 +685,9 @@ def test_tables_are_what_the_logs_say_and_the_commands_of_the_headline_still_tak
         if row["name"] in ("long-s0", "strong-s0", "paper-s0", "quick-s0"):
             settings = vars(train.parse_args(row["command"].split()[2:]))
             assert results["flop"](settings) == int(row["flop"]), row["name"]
+    by_hand = (1024 * (27 * 64 + 8 * 9 * 64 * 64) + 256 * (9 * 64 * 128 + 9 * 9 * 128 * 128 + 64 * 128)
+               + 64 * (9 * 128 * 256 + 5 * 9 * 256 * 256 + 128 * 256) + 2560)       # pixels times weights, by stage
+    assert results["flop"](vars(train.parse_args([]))) == 6 * 100 * 351 * 128 * by_hand
     count = sum(p.numel() for p in model.load_checkpoint(HERE / "weights/strong.pt")[0].parameters())
     assert f"|{count:,}|" in README
 
