@@ -20,8 +20,7 @@ from torchvision.transforms.v2 import functional as TF
 from tqdm import tqdm
 
 from data import class_names, load_data, normalise
-from model import (CLASSES, Help, load_checkpoint, pick_device, pick_dtype, save_figure, start,
-                   write_csv)
+from model import CLASSES, Help, load_checkpoint, pick_device, save_figure, start, write_csv
 
 MAX_IMAGES = 200_000        # 614 MB
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
@@ -65,7 +64,7 @@ def main(argv=None):
         ids = range(len(images))
     else:
         ids, images = read_images(args.input)
-    logits = predict(model, images, pick_dtype(device), args.tta).cpu()
+    logits = predict(model, images, tta=args.tta).cpu()     # float32: the same on every machine
     if len(images) > 1:                 # one image is only named; the CSV is in Kaggle's format
         write_csv(args.out, [("ID", "Labels"), *zip(ids, logits.argmax(1).tolist())])
         print(f"{args.out}: {len(images):,} rows")

@@ -340,6 +340,9 @@ def test_best_pt_is_of_the_first_best_epoch_and_has_ordinary_names_when_compiled
     best, last, result = (load(tmp_path / name) for name in ("best.pt", "last.pt", "result.json"))
     assert best["row"]["epoch"] == result["epoch"] == 2 and result["val_acc"] == 0.7
     assert not same(best["weights"], last["weights"])
+    images, labels = data.fake_data(train=False)
+    net, _ = model.load_checkpoint(tmp_path / "best.pt")
+    assert result["test_acc"] == predict.accuracy(predict.predict(net, images), labels)
     assert best["weights"].keys() == last["states"]["model"].keys() == ready("--plain")[0].model.state_dict().keys()
 
 
@@ -565,7 +568,7 @@ def test_every_input_format_gives_the_same_images(tmp_path):
 def test_ids_come_out_in_the_order_of_the_file_and_names_as_valid_csv(trained, tmp_path, monkeypatch, capsys):
     ids, logits, asked = ["z", 3, "a,b", 'say "hi"', "two\nlines", "a;b", "ünï", 1, "\udcff"], torch.eye(10)[:9], []
     (tmp_path / "x.pkl").write_bytes(pickle.dumps({b"data": np.zeros((9, 3072), np.uint8), b"ids": ids}))
-    monkeypatch.setattr(predict, "predict", lambda *args: asked.append(args[3]) or logits)
+    monkeypatch.setattr(predict, "predict", lambda *_, tta: asked.append(tta) or logits)
     for flags in ([], ["--tta"]):
         rows = predicted(trained / "best.pt", tmp_path, "--input", tmp_path / "x.pkl", *flags)
         assert rows[1:] == [[str(i).replace("\udcff", r"\udcff"), str(label)] for label, i in enumerate(ids)]

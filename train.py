@@ -287,7 +287,7 @@ def report(out, parts, args, history):
     if best != history[best_epoch(history) - 1]:
         raise SystemExit(f"error: the best.pt in {str(out)!r} is another run's: give each an --out")
     images, labels = load_data(args.data, train=False)
-    test_acc = accuracy(predict(model, images, parts.dtype).cpu(), labels)
+    test_acc = accuracy(predict(model, images).cpu(), labels)       # in float32, as predict.py
     result = {"test_acc": test_acc, "val_acc": best.get("val_acc"), "epoch": best["epoch"],
               "parameters": model.parameter_count, "seconds": seconds,
               "machine": machine(parts), "settings": settings(args)}

@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional as TF
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data import load_data
-from model import load_checkpoint, pick_device, pick_dtype, start
+from model import load_checkpoint, pick_device, start
 from predict import accuracy, parse_args, predict
 
 
@@ -41,7 +41,7 @@ def main(argv=None):
         for strength in strengths:
             torch.manual_seed(0)
             worse = damage(images, strength)
-            logits = predict(model, worse, pick_dtype(device), args.tta).cpu()
+            logits = predict(model, worse, tta=args.tta).cpu()
             print(f"{kind} {strength}".ljust(30), f"{accuracy(logits, labels):.1%}", flush=True)
 
 
