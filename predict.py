@@ -215,11 +215,12 @@ def read_pictures(path):
         try:
             picture = Image.open(file, formats=["PNG", "JPEG", "BMP", "WEBP"])      # EPS runs code
             upright = ImageOps.exif_transpose(picture).convert("RGBA")  # phones store the rotation
-            white = Image.new("RGBA", upright.size, "white")    # or hidden colours would show
-            opaque = Image.alpha_composite(white, upright).convert("RGB")
+            small = ImageOps.fit(upright, (32, 32))
+            white = Image.new("RGBA", small.size, "white")      # or hidden colours would show
+            opaque = Image.alpha_composite(white, small).convert("RGB")
         except Exception as error:              # one of many may be cut short
             raise ValueError(f"{file.name}: {error}") from None
-        images.append(TF.pil_to_tensor(ImageOps.fit(opaque, (32, 32))))
+        images.append(TF.pil_to_tensor(opaque))
     return [file.stem for file in files], torch.stack(images)
 
 
