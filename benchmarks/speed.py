@@ -25,7 +25,7 @@ from torchvision.transforms import v2
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import train
-from data import MEAN, STD, augment, augmentation, load_data
+from data import MEAN, PAPER, STD, augment, augmentation, load_data
 from model import ResNet, layer_table, pick_device, start
 from train import parse_args
 
@@ -120,6 +120,7 @@ def on_a_gpu(images, labels, args, flop, epoch):
 
 def main(argv=None):
     args = parse_args(argv)
+    args.sizes, args.augment = [32], PAPER      # as in the usual way
     device = pick_device(args.device)
     torch.backends.cudnn.benchmark = True       # as train.py
     count = 45_000 if device.type == "cuda" else 256

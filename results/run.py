@@ -5,8 +5,9 @@
     python results/run.py claims --list             # prints the commands
 
 Each run has a folder results/LIST/NAME. One with a result.json in it is skipped, an interrupted one
-resumed, so the same command can be typed until nothing is left. With flags of train.py, such as
---data fake --epochs 1, it is a rehearsal: in results/rehearsal, and without rows in runs.csv.
+resumed, so the same command can be typed until nothing is left. Flags of train.py behind LIST, such as
+--data fake --epochs 1, make it a rehearsal: in results/rehearsal, which can be deleted, and without
+rows in runs.csv.
 """
 import argparse
 import csv
@@ -119,10 +120,10 @@ def run_one(folder, flags):
     """
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "result.json").exists():
-        command = [sys.executable, "train.py", *flags, "--out", str(folder)]
+        command = [sys.executable, HERE.parent / "train.py", *flags, "--out", folder]
         command += ["--resume"] * (folder / "last.pt").exists()
         with open(folder / "terminal.log", "a") as log:
-            subprocess.run(command, cwd=HERE.parent, stdout=log, stderr=log,
+            subprocess.run(command, stdout=log, stderr=log,
                            env={"OMP_NUM_THREADS": "1"} | os.environ)
     return (folder / "result.json").exists()
 
