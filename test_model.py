@@ -25,6 +25,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
+from torchvision.models.resnet import BasicBlock
 from torchvision.transforms import v2
 
 import data
@@ -110,7 +111,11 @@ def test_a_skip_carries_the_image_around_the_convolutions_and_is_all_that_plain_
         block = model.Block(4, 4, residual=residual).eval()
         torch.nn.init.zeros_(block.conv2.weight)
         assert torch.equal(block(x), F.relu(x) * residual)
-    assert model.Block(4, 8, stride=2)(torch.rand(2, 4, 5, 5)).shape == (2, 8, 3, 3)
+    block, shortcut = model.Block(4, 8, stride=2), torch.nn.Conv2d(4, 8, 1, 2, bias=False)
+    torchvisions = BasicBlock(4, 8, 2, downsample=torch.nn.Sequential(shortcut, torch.nn.BatchNorm2d(8)))
+    torchvisions.load_state_dict({k.replace("shortcut", "downsample"): v for k, v in block.state_dict().items()})
+    torch.testing.assert_close(block(x[..., :5]), torchvisions(x[..., :5]))         # (2, 8, 4, 3)
+    assert ResNet().stem(torch.randn(2, 3, 8, 8)).min() == 0
     residual, plain = ({name: value.shape for name, value in ResNet(residual=residual).state_dict().items()}
                        for residual in (True, False))
     assert plain == {name: shape for name, shape in residual.items() if "shortcut" not in name} != residual
@@ -153,6 +158,7 @@ def test_papers_augmentation_stands_in_its_order_erases_last_and_follows_from_th
     assert steps[0].degrees == [-15, 15] and steps[4].policy.value == "cifar10" and steps[3].hue is None
     assert steps[3].brightness == steps[3].contrast == steps[3].saturation == (0.8, 1.2)
     assert steps[6] is data.normalise and type(steps[7]).__name__ == "RandomErasing" and steps[7].p == 0.2
+    assert len(steps) == 8
     images, versions = data.fake_data(train=False)[0][:100], []
     for seed in (0, 0, 1):                                      # so that an epoch can be repeated
         torch.manual_seed(seed)
@@ -165,6 +171,9 @@ def test_a_crop_adds_black_reflect_adds_the_image_and_smaller_images_are_shrunk_
     crop, reflect = (data.augment(white, data.augmentation([name]), 1) for name in ("crop", "reflect"))
     black_and_white = data.normalise(torch.tensor([0, 255], dtype=torch.uint8).expand(3, 1, 2))
     assert torch.equal(reflect, data.normalise(white)) and torch.equal(crop.unique(), black_and_white.unique())
+    ramp = torch.arange(32, dtype=torch.uint8).expand(300, 3, 32, 32)
+    back = data.augment(ramp, data.augmentation(["reflect"]), 1)[:, 0, 9].diff().lt(-0.01).sum(1)
+    assert back.unique().tolist() == [0, 1, 2, 3, 4]                    # columns of the reflected margin
     images = data.fake_data(train=False)[0][:20]
     small = data.augment(images, data.augmentation(["flip"], size=16), 1)
     assert small.shape == (20, 3, 16, 16)
@@ -195,12 +204,14 @@ def test_fake_data_is_the_same_each_time_and_its_augmentation_is_drawn(tmp_path)
 
 def test_download_goes_on_until_a_mirror_gives_the_official_bytes(tmp_path, monkeypatch, capsys):
     whole = Mock(data=np.full((2, 32, 32, 3), (0, 1, 2), np.uint8), targets=[3, 4])
-    cifar10 = Mock(side_effect=[OSError("no route"), OSError("cut off"), RuntimeError("other bytes"), whole])
+    cifar10 = Mock(side_effect=[OSError("no route"), OSError("cut off"), RuntimeError("other bytes"), whole, whole])
     monkeypatch.setattr(data.datasets, "CIFAR10", cifar10)          # torchvision's checks the MD5 of every file
     images, labels = data.load_data(tmp_path / "cifar-10-batches-py", train=True)
     assert images.shape == (2, 3, 32, 32) and images[1, :, 5, 7].tolist() == [0, 1, 2] and labels.tolist() == [3, 4]
     assert cifar10.call_args == ((tmp_path, True), {"download": True})      # the folder that holds cifar-10-batches-py
     assert [*re.findall("from (http.*): ", capsys.readouterr().out), cifar10.url] == data.MIRRORS
+    data.load_data(tmp_path, train=False)
+    assert cifar10.call_args == ((tmp_path, False), {"download": True})
 
 
 # ---- the recipe ------------------------------------------------------------------------------------
@@ -238,6 +249,7 @@ def ready(flags=""):
 
 def test_every_flag_of_the_recipe_reaches_what_it_names_and_only_filters_and_matrices_decay():
     parts, images, *_ = ready("--lr 0.3 --weight-decay 0.7 --warmup 2 --epochs 4 --dropout 1 --plain --ema 0.5")
+    assert isinstance(parts.optimizer, torch.optim.AdamW)       # Adam's decay is another
     decayed, others = parts.optimizer.param_groups              # torch refuses a parameter that is in both
     assert len(decayed["params"] + others["params"]) == len(list(parts.model.parameters()))
     assert decayed["weight_decay"] == 0.7 and {p.dim() for p in decayed["params"]} == {2, 4}
@@ -248,8 +260,9 @@ def test_every_flag_of_the_recipe_reaches_what_it_names_and_only_filters_and_mat
     assert torch.equal(parts.model(data.normalise(images)), parts.model.classifier.bias.expand(200, 10))    # none kept
     first, second, third = (ready(f"--seed {seed}")[0].model.state_dict() for seed in (0, 0, 1))
     assert same(first, second) and not same(first, third)
-    free = "--resume --out o --device cuda --amp fp16 --compile --deterministic --data elsewhere"
-    assert train.settings(train.parse_args(free.split())) == train.settings(train.parse_args([]))
+    args = train.parse_args(["--data", "elsewhere"])
+    free = {"recipe", "out", "resume", "device", "amp", "compile", "deterministic"}
+    assert train.settings(args) == {k: v for k, v in vars(args).items() if k not in free} | {"data": "cifar10"}
 
 
 def test_steps_overfit_one_batch_and_drop_old_gradients_before_the_forward_pass():
@@ -310,6 +323,7 @@ def test_the_average_forgets_the_untrained_values_and_then_keeps_its_decay(name)
 def test_evaluation_is_exact_on_a_ragged_last_batch():
     net, images = ResNet((1, 1, 1), (4, 8, 8)), data.fake_data(train=False)[0][:503]        # in training mode
     logits, mirrored = predict.predict(net, images), predict.predict(net, images.flip(3))
+    assert not logits.requires_grad                             # or a graph of all batches fills the memory
     with torch.no_grad():
         maps = net.eval().stages(net.stem(data.normalise(images)))                          # (503, 8, 8, 8)
         torch.testing.assert_close(logits, net.classifier(maps.mean((2, 3))))
@@ -319,6 +333,7 @@ def test_evaluation_is_exact_on_a_ragged_last_batch():
 def test_training_learns_and_leaves_every_file(trained):
     rows, result, last = history(trained), load(trained / "result.json"), load(trained / "last.pt")
     assert [(row["epoch"], row["size"]) for row in rows] == [(1, 24), (2, 32), (3, 32)]
+    assert [row["lr"] for row in rows] == pytest.approx([0.006 / 40, 0.006, 0.003])         # as each epoch begins
     assert rows[2]["train_loss"] < rows[0]["train_loss"] and result["test_acc"] > 0.8
     assert result["val_acc"] == max(row["val_acc"] for row in rows) > 0.8
     assert result["parameters"] == sum(p.numel() for p in ResNet((1, 1, 1), (8, 16, 16)).parameters())
@@ -333,13 +348,14 @@ def test_training_learns_and_leaves_every_file(trained):
 
 
 def test_best_pt_is_of_the_first_best_epoch_and_has_ordinary_names_when_compiled(tmp_path, monkeypatch):
-    accuracies, compile = iter([0.5, 0.7, 0.7, 0.6]), torch.compile
+    accuracies, compile, used = iter([0.5, 0.7, 0.7, 0.6]), torch.compile, []
     monkeypatch.setattr(train, "evaluate", lambda *_: {"val_acc": next(accuracies)})
-    monkeypatch.setattr(torch, "compile", lambda net, **_: compile(net, backend="eager"))   # needs no C++ compiler
+    backend = lambda graph, _: used.append(graph) or graph.forward          # noqa: E731  needs no C++ compiler
+    monkeypatch.setattr(torch, "compile", lambda net, **_: compile(net, backend=backend))
     run(tmp_path, "--epochs 4 --plain --compile")
     best, last, result = (load(tmp_path / name) for name in ("best.pt", "last.pt", "result.json"))
     assert best["row"]["epoch"] == result["epoch"] == 2 and result["val_acc"] == 0.7
-    assert not same(best["weights"], last["weights"])
+    assert used and not same(best["weights"], last["weights"])
     images, labels = data.fake_data(train=False)
     net, _ = model.load_checkpoint(tmp_path / "best.pt")
     assert result["test_acc"] == predict.accuracy(predict.predict(net, images), labels)
@@ -354,7 +370,7 @@ def test_without_validation_the_last_epoch_counts_and_without_a_terminal_each_ha
     assert len(re.findall(r"^epoch \d  size 32  lr .*  train_loss .*  train_acc .*  seconds .*$", out, re.M)) == 2
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", out) and err == ""
     assert "2 epochs of 3 steps" in out and "test accuracy" in out and "--recipe quick" not in out
-    assert f"python predict.py --ckpt {tmp_path}/best.pt --data fake" in out
+    assert f"python predict.py --ckpt {(tmp_path / 'best.pt').as_posix()} --data fake" in out
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_an_earlier_epoch(tmp_path, monkeypatch):
@@ -371,6 +387,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_an_earlier_epoch(tmp_
 def test_precision_is_what_the_device_computes_in_natively(monkeypatch, device, native, dtype):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: device == "cuda")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: device == "mps")
+    monkeypatch.setattr(torch, "zeros", Mock())                 # no such device here
+    assert model.pick_device(None) == torch.device(device)
     device = torch.device(device)
     assert model.pick_dtype(device) == dtype and model.pick_dtype(device, "off") == torch.float32
     assert (model.memory_format(device) == torch.channels_last) == (device.type != "mps")       # wrong gradients there
@@ -465,15 +485,17 @@ def test_an_interrupted_and_then_killed_run_ends_with_the_same_bits(trained, tmp
     assert load(tmp_path / "result.json") == load(trained / "result.json") | {"seconds": pytest.approx(seconds)}
 
 
-@pytest.mark.parametrize("moved, flags, why", [
+@pytest.mark.parametrize("move, flags, why", [
     ("", "--resume --epochs 5", "epochs = 3, not 5"), ("", "--resume --lr 0.5", "lr = 0.006, not 0.5"),
     ("", "--resume --cutmix 0", "cutmix = 0.2"), ("", "", "an earlier run: continue it with --resume"),
-    ("last.pt", "--resume", "data = None, not fake"), ("away.pt", "--resume", "without its best.pt")],
-    ids=["other epochs", "other lr", "other cutmix", "no --resume", "best.pt as last.pt", "best.pt is lost"])
-def test_other_flags_or_files_are_refused_and_nothing_changes(trained, tmp_path, monkeypatch, moved, flags, why):
+    ("last.pt away.pt", "", "an earlier run"), ("best.pt last.pt", "--resume", "data = None, not fake"),
+    ("best.pt away.pt", "--resume", "without its best.pt")],
+    ids=["other epochs", "other lr", "other cutmix", "no --resume", "last.pt is lost", "best.pt as last.pt",
+         "best.pt is lost"])
+def test_other_flags_or_files_are_refused_and_nothing_changes(trained, tmp_path, monkeypatch, move, flags, why):
     folder = shutil.copytree(trained, tmp_path / "run")
-    if moved:
-        (folder / "best.pt").rename(folder / moved)
+    if move:
+        os.replace(*(folder / name for name in move.split()))
     monkeypatch.setattr(train, "best_epoch", lambda history: 1)             # so that best.pt is needed
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert_refused(why, run, folder, f"{FULL} {flags}")
@@ -624,10 +646,10 @@ WRONG_COMMANDS = {f"predict.py --input '{name}'": why for name, (_, why) in LIES
     "predict.py --input 1.png": "cannot identify", "predict.py --input empty": "a .png, .* or a folder of",
     "predict.py --input none.pkl": "FileNotFoundError", "predict.py --ckpt no.pt": "FileNotFoundError",
     "predict.py --device cuda:99": "no device 'cuda:99'", "predict.py --device meta": "no device 'meta'",
-    "predict.py --out file/x.csv": "File exists: 'file'", "predict.py --out empty": "must be the name of a .csv",
+    "predict.py --out file/x.csv": "exists: 'file'", "predict.py --out empty": "must be the name of a .csv",
     "model.py --widths 65 128 256": "5,003,199 parameters, the budget is fewer than 5,000,000",
-    "train.py --out file": "File exists", "train.py --resume": "FileNotFoundError",
-    "train.py --data foreign": "put cifar-10-python.tar.gz .* --data fake", "train.py --data file": "File exists: '/",
+    "train.py --out file": "exists: 'file'", "train.py --resume": "FileNotFoundError",
+    "train.py --data foreign": "put cifar-10-python.tar.gz .* --data fake", "train.py --data file": "exists: '.*file'",
     "train.py --val-size 10000": "0 images .* a batch of 128"}
 if sys.platform == "linux":                 # a folder in which not even root can make a file
     WRONG_COMMANDS["train.py --epochs 1 --blocks 1 1 1 --out /proc"] = "'/proc/tmp"
@@ -643,7 +665,7 @@ def test_a_wrong_file_or_value_is_one_line_and_leaves_no_file(trained, tmp_path,
     shutil.copy(HERE / "results/pictures/claims.png", "pictures/1.png")
     Path("pictures/2.png").write_bytes(Path("pictures/1.png").read_bytes()[:9000])
     for file in ("file", "1.png", "foreign/cifar-10-batches-py/data_batch_1"):
-        Path(file).write_text("something else")
+        Path(file).write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")         # a program, not a picture
     shutil.copy(trained / "best.pt", "best.pt")
     name, *flags = shlex.split(command)
     for file in LIES.keys() & set(flags):
@@ -673,6 +695,7 @@ def test_every_command_of_the_readme_and_every_run_of_every_list_parses():
     commands = [shlex.split(found)[1:] for part in parts for found in re.findall(r"python [\w./]+\.py[^\n#&`]*", part)]
     parsers = {name: runpy.run_path(str(HERE / name))["parse_args"] for name in {name for name, *_ in commands}}
     assert {"train.py", "predict.py", "data.py", "model.py", "results/run.py"} <= parsers.keys()
+    assert re.findall(r"^(\w+) +1,000 ", README, re.MULTILINE) == data.NAMES
     commands += [["train.py", *shlex.split(flags)] for runs in lists.values() for flags in runs.values()]
     for name, *flags in commands:
         parsers[name](flags)
@@ -686,13 +709,38 @@ def test_tables_are_what_the_logs_say_and_the_commands_of_the_headline_still_tak
     results = runpy.run_path(str(HERE / "results/run.py"))
     for row in results["read_rows"](HERE / "results/runs.csv"):
         if row["name"] in ("long-s0", "strong-s0", "paper-s0", "quick-s0"):
-            settings = vars(train.parse_args(row["command"].split()[2:]))
-            assert results["flop"](settings) == int(row["flop"]), row["name"]
+            args = train.parse_args(row["command"].split()[2:])
+            assert results["flop"](vars(args)) == int(row["flop"]), row["name"]
+            steps, log = (50_000 - args.val_size) // args.batch_size, HERE / f"results/logs/{row['name']}.csv"
+            for epoch, logged in enumerate(results["read_rows"](log)):
+                factor = train.lr_factor(epoch * steps, args.epochs * steps, args.warmup * steps)
+                assert float(logged["lr"]) == pytest.approx(factor * args.lr), row["name"]
     by_hand = (1024 * (27 * 64 + 8 * 9 * 64 * 64) + 256 * (9 * 64 * 128 + 9 * 9 * 128 * 128 + 64 * 128)
                + 64 * (9 * 128 * 256 + 5 * 9 * 256 * 256 + 128 * 256) + 2560)       # pixels times weights, by stage
     assert results["flop"](vars(train.parse_args([]))) == 6 * 100 * 351 * 128 * by_hand
     count = sum(p.numel() for p in model.load_checkpoint(HERE / "weights/strong.pt")[0].parameters())
     assert f"|{count:,}|" in README
+
+
+def test_a_list_resumes_what_was_interrupted_and_records_what_has_ended_in_its_row(trained, tmp_path, monkeypatch):
+    results, folder, commands = runpy.run_path(str(HERE / "results/run.py")), tmp_path / "quick/quick-s2", []
+    monkeypatch.setattr("subprocess.run", lambda command, **_: commands.append(command))
+    assert not results["run_one"](folder, [])
+    (folder / "last.pt").touch()
+    assert not results["run_one"](folder, [])
+    shutil.copytree(trained, folder, dirs_exist_ok=True)
+    assert results["run_one"](folder, [])
+    assert [command[2:] for command in commands] == [["--out", folder], ["--out", folder, "--resume"]]
+    before, result = results["read_rows"](HERE / "results/runs.csv"), load(trained / "result.json")
+    shutil.copy(HERE / "results/runs.csv", tmp_path)
+    results["record"].__globals__["HERE"] = tmp_path
+    results["record"]("quick", "quick-s2")
+    after = results["read_rows"](tmp_path / "runs.csv")
+    [row] = [row for row in after if row not in before]
+    assert len(after) == len(before) and row["command"] == "python train.py --recipe quick --seed 2"
+    assert float(row["train_acc"]) == pytest.approx(history(trained)[result["epoch"] - 1]["train_acc"], abs=1e-4)
+    assert float(row["minutes"]) == pytest.approx(result["seconds"] / 60, abs=0.01)
+    assert float(row["test_acc"]) == result["test_acc"]
 
 
 # ---- the real data ---------------------------------------------------------------------------------
@@ -704,6 +752,7 @@ def test_the_real_data_has_its_mean_and_std_and_the_shipped_weights_are_right_on
         found = torch.std_mean(channel.double())
         assert [round(x.item() / 255, 4) for x in found] == [std, mean]
     images, labels = data.load_data(os.environ["CIFAR10"], train=False)
+    assert len(images) == 10_000
     logits = predict.predict(model.load_checkpoint(HERE / "weights/strong.pt")[0], images[:125])
     assert predict.accuracy(logits, labels[:125]) > 0.9
 
