@@ -64,7 +64,7 @@ def main(argv=None):
         ids = range(len(images))
     else:
         ids, images = read_images(args.input)
-    logits = predict(model, images, tta=args.tta).cpu()     # float32: the same on every machine
+    logits = predict(model, images, tta=args.tta).cpu()     # in float32, on every machine
     if len(images) > 1:                 # one image is only named; the CSV is in Kaggle's format
         write_csv(args.out, [("ID", "Labels"), *zip(ids, logits.argmax(1).tolist())])
         print(f"{args.out}: {len(images):,} rows")
