@@ -92,7 +92,8 @@ LISTS = {
                                      "narrower": "--widths 32 80 160 --epochs 47",
                                      "shallow": "--blocks 1 1 1 --widths 40 144 288",
                                      "deep": "--blocks 2 3 3 --widths 32 72 144",
-                                     "from-16": "--sizes 16 20 24 32 --epochs 40"}, 3)
+                                     "from-16": "--sizes 16 20 24 32 --epochs 40",
+                                     "no-skips": "--plain"}, 3)
              | each(LONGER, {"longer": ""}, 3) | each(LONGER, {"larger": "--widths 32 128 256"})
              | each("--blocks 1 2 2 --widths 32 96 192 --epochs 34", {"paper-values": ""}),
     "gpu-paper": each("--compile", {"paper": "", "drawn": "--blocks 2 2 2"}, 3)
