@@ -329,8 +329,7 @@ def parse_args(argv=None):
     flag("--epochs", type=count, default=100, help="passes over the training images")
     flag("--batch-size", type=count, default=128, help="images per step")
     flag("--lr", type=positive, default=1e-4, help="AdamW's highest learning rate")
-    flag("--warmup", type=positive, default=0.0,
-         help="epochs in which the rate rises to it: take fewer than --epochs")
+    flag("--warmup", type=positive, default=0.0, help="epochs of rising rate: fewer than --epochs")
     flag("--weight-decay", type=positive, default=1e-2, help="AdamW's, of filters and matrices")
     flag("--label-smoothing", type=share, default=0.1, help="share spread over all classes")
     flag("--dropout", type=share, default=0.0, help="rate before the classifier")
