@@ -641,16 +641,17 @@ LIES = {                # what is in a file, and a word of why it is refused
 
 
 # ---- wrong input -----------------------------------------------------------------------------------
+EXISTS = "(File|when that file already) exists: "           # as Linux and as Windows say it
 WRONG_COMMANDS = {f"predict.py --input '{name}'": why for name, (_, why) in LIES.items()} | {
     "predict.py --input pictures": "2.png: image file is truncated",
     "predict.py --input 1.png": "cannot identify", "predict.py --input empty": "a .png, .* or a folder of",
     "predict.py --input none.pkl": "FileNotFoundError", "predict.py --ckpt no.pt": "FileNotFoundError",
     "predict.py --device cuda:99": "no device 'cuda:99'", "predict.py --device meta": "no device 'meta'",
-    "predict.py --out file/x.csv": "exists: 'file'", "predict.py --out empty": "must be the name of a .csv",
+    "predict.py --out file/x.csv": f"{EXISTS}'file'", "predict.py --out empty": "must be the name of a .csv",
     "model.py --widths 65 128 256": "5,003,199 parameters, the budget is fewer than 5,000,000",
-    "train.py --out file": "exists: 'file'", "train.py --resume": "FileNotFoundError",
-    "train.py --data foreign": "put cifar-10-python.tar.gz .* --data fake", "train.py --data file": "exists: '.*file'",
-    "train.py --val-size 10000": "0 images .* a batch of 128"}
+    "train.py --out file": f"{EXISTS}'file'", "train.py --resume": "FileNotFoundError",
+    "train.py --data foreign": "put cifar-10-python.tar.gz .* --data fake",
+    "train.py --data file": f"{EXISTS}'(/|[A-Z]:)", "train.py --val-size 10000": "0 images .* a batch of 128"}
 if sys.platform == "linux":                 # a folder in which not even root can make a file
     WRONG_COMMANDS["train.py --epochs 1 --blocks 1 1 1 --out /proc"] = "'/proc/tmp"
 USUAL = {"predict.py": "--ckpt best.pt --data fake", "train.py": "--data fake --out run", "model.py": ""}

@@ -5,9 +5,9 @@
     python results/run.py claims --list             # prints the commands
 
 Each run has a folder results/LIST/NAME. One with a result.json in it is skipped, an interrupted one
-resumed, so the same command can be typed until nothing is left. Flags of train.py behind LIST, such as
---data fake --epochs 1, make it a rehearsal: in results/rehearsal, which can be deleted, and without
-rows in runs.csv.
+resumed, so the same command can be typed until nothing is left. Flags of train.py behind LIST, such
+as --data fake --epochs 1, make it a rehearsal: in results/rehearsal, which can be deleted, and
+without rows in runs.csv.
 """
 import argparse
 import csv
