@@ -27,7 +27,7 @@ class Block(nn.Module):
     """Two 3x3 convolutions with batch norm, and a skip around both (section 2.1).
 
     In: (B, in_channels, H, W). Out: (B, out_channels, H / stride, W / stride), rounded up.
-    residual=False leaves the skip out: the paper's baseline (section 3.2).
+    residual=False leaves the skip out: the paper's baseline, as we read section 3.2.
     """
 
     def __init__(self, in_channels, out_channels, stride=1, residual=True):
@@ -133,7 +133,8 @@ def save_checkpoint(path, model, **more):
 def load_checkpoint(path, device=torch.device("cpu")):
     """best.pt, last.pt or weights/*.pt: (the network on the device, in eval mode; the whole file).
 
-    The file may come from anybody: weights_only admits tensors and plain values, no code.
+    The file may come from anybody: weights_only admits tensors and plain values, no code (before
+    torch 2.10 a file made on purpose could get past it: CVE-2026-24747).
     SystemExit if it is missing, damaged, or not a checkpoint of train.py.
     """
     try:
@@ -175,8 +176,8 @@ def pick_device(name):
 def pick_dtype(device, amp="auto"):
     """What convolutions compute in: bfloat16 or float16 (mixed precision), or float32.
 
-    auto is bfloat16 where a CPU or CUDA card has it natively, float16 on older cards (the T4 of
-    Kaggle and Colab), else float32. bfloat16 has float32's range: only float16 needs a scaler.
+    auto is bfloat16 where a CUDA card or an x86 CPU has it natively, float16 on older cards (the T4
+    of Kaggle and Colab), else float32. bfloat16 has float32's range: only float16 needs a scaler.
     """
     if amp != "auto":
         return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float32}[amp]
@@ -189,7 +190,8 @@ def pick_dtype(device, amp="auto"):
 
 def memory_format(device):
     """channels_last: a pixel's channels lie side by side, so that convolutions read them in one go.
-    Not on MPS, whose batch norm gets wrong gradients from it (pytorch/pytorch #175189)."""
+    Not on MPS, whose batch norm got wrong gradients from it, or crashed, until torch's fix of June
+    2026 (pytorch/pytorch #175189, #188371)."""
     return torch.channels_last if device.type in ("cpu", "cuda") else torch.contiguous_format
 
 
@@ -229,7 +231,7 @@ def add_network_flags(flag):
     three = {"nargs": 3, "type": number(int, 1, 1000), "metavar": "N"}
     flag("--blocks", **three, default=[4, 5, 3], help="blocks per stage")
     flag("--widths", **three, default=[64, 128, 256], help="channels per stage")
-    flag("--plain", action="store_true", help="no skips: the paper's baseline (section 3.2)")
+    flag("--plain", action="store_true", help="no skips: our reading of section 3.2's baseline")
 
 
 def parse_args(argv=None):

@@ -64,7 +64,7 @@ def main(argv=None):
         ids = range(len(images))
     else:
         ids, images = read_images(args.input)
-    logits = predict(model, images, tta=args.tta).cpu()     # in float32, on every machine
+    logits = predict(model, images, tta=args.tta).cpu()     # float32, on GPUs perhaps TF32
     if len(images) > 1:                 # one image is only named; the CSV is in Kaggle's format
         write_csv(args.out, [("ID", "Labels"), *zip(ids, logits.argmax(1).tolist())])
         print(f"{args.out}: {len(images):,} rows")
@@ -194,8 +194,8 @@ class ArrayUnpickler(pickle.Unpickler):
     """Loads plain values and Records; refuses any other name before anything of it runs.
 
     A pickle is a program: it may name any function of Python and have it called. Not even numpy's
-    own are safe: an array's __setstate__ believes what the file says of the type and size of its
-    content, even that its bytes are addresses of Python objects.
+    own are safe: an array's __setstate__ believes what the file says of the type of its content,
+    even that its bytes are addresses of Python objects.
     """
 
     def find_class(self, module, name):

@@ -160,7 +160,7 @@ def build(args, count, device):
 
 
 def lr_factor(step, steps, warmup):
-    """Share of --lr at a step: up over `warmup` steps, then a cosine down to 0 (section 2.2).
+    """Share of --lr at a step: up over `warmup` steps (ours), then section 2.2's cosine, to 0.
 
     Adam divides by the root mean square of the gradients, at first of a few batches only: a high
     rate needs the warm-up, the paper's 1e-4 does not. At the end, only small steps let it settle.
@@ -171,8 +171,8 @@ def lr_factor(step, steps, warmup):
 
 
 def decay_groups(model, decay):
-    """Weight decay for filters and matrices, none for batch norm and biases, the 1-d parameters:
-    these few set scales and thresholds, and pulling them to 0 makes no simpler function.
+    """Weight decay for filters and matrices, none for batch norm and biases, the 1-d parameters.
+    So it is usual (the paper says nothing of it): they are few, and set scales and thresholds.
 
     AdamW shrinks a weight by lr * decay per step. In front of a batch norm a smaller filter
     computes the same, but a step turns it further: decay keeps filters from growing until they
