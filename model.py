@@ -65,6 +65,9 @@ class ResNet(nn.Module):
         super().__init__()
         self.config = {"blocks": list(blocks), "widths": list(widths),
                        "residual": residual, "dropout": dropout}
+        # Filters start as PyTorch sets them: uniform, variance 1 / (3 * inputs), where a 3x3 filter
+        # has 9 inputs per channel. In front of a batch norm their scale changes no output, only how
+        # far a step turns their direction.
         self.stem = nn.Sequential(nn.Conv2d(3, widths[0], 3, padding=1, bias=False),
                                   nn.BatchNorm2d(widths[0]), nn.ReLU())
         self.stages = nn.Sequential()
@@ -75,9 +78,6 @@ class ResNet(nn.Module):
             self.stages.append(nn.Sequential(first, *rest))
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(widths[-1], CLASSES)
-        # Filters start as PyTorch sets them: uniform, variance 1 / (3 * inputs), where a 3x3 filter
-        # has 9 inputs per channel. In front of a batch norm their scale changes no output, only how
-        # far a step turns their direction.
         self.parameter_count = sum(p.numel() for p in self.parameters())
         if self.parameter_count >= BUDGET:
             raise SystemExit(f"error: this network has {self.parameter_count:,} parameters, the "

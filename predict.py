@@ -35,7 +35,8 @@ def predict(model, images, dtype=torch.float32, tta=False):
     # In eval mode batch norm uses the means and variances that it averaged in training, so that an
     # image's logits do not depend on which others share its batch.
     model.eval()
-    device, logits = next(model.parameters()).device, []
+    device = next(model.parameters()).device
+    logits = []
     # 125 images of 64 x 32 x 32 floats stay just below the 32 MiB from which glibc maps fresh pages
     # for every tensor: on two CPU cores a third faster than 500 at once.
     batches = tqdm(images.split(125), "predicting", leave=False, delay=2, disable=None)
@@ -208,9 +209,10 @@ class ArrayUnpickler(pickle.Unpickler):
 
 def read_pictures(path):
     """A picture, or all of a folder: the middle square at 32x32. IDs are names without suffix."""
-    files, images = sorted(path.iterdir()) if path.is_dir() else [path], []
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
     # macOS leaves ._NAME.png in archives
     files = [f for f in files if f.suffix.lower() in PICTURES and f.name[0] != "."]
+    images = []
     for file in tqdm(files, "reading", leave=False, delay=2, disable=None):
         try:
             picture = Image.open(file, formats=["PNG", "JPEG", "BMP", "WEBP"])      # EPS runs code

@@ -370,7 +370,7 @@ def test_without_validation_the_last_epoch_counts_and_without_a_terminal_each_ha
     assert len(re.findall(r"^epoch \d  size 32  lr .*  train_loss .*  train_acc .*  seconds .*$", out, re.M)) == 2
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", out) and err == ""
     assert "2 epochs of 3 steps" in out and "test accuracy" in out and "--recipe quick" not in out
-    assert f"python predict.py --ckpt {(tmp_path / 'best.pt').as_posix()} --data fake" in out
+    assert f'python predict.py --ckpt "{tmp_path / "best.pt"}" --data "fake"' in out
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_an_earlier_epoch(tmp_path, monkeypatch):

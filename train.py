@@ -17,7 +17,6 @@ import copy
 import json
 import math
 import os
-import shlex
 import tempfile
 import time
 from pathlib import Path
@@ -115,9 +114,9 @@ def main(argv=None):
     train_index, val_index = split(labels, args.val_size, args.train_size, args.seed)
     train_images, train_labels = images[train_index].to(device), labels[train_index].to(device)
     val_images, val_labels = images[val_index].to(device), labels[val_index].to(device)
-    parts, history = build(args, len(train_index), device), []
-    if args.resume:
-        history = restore(out / "last.pt", parts, args)
+    parts = build(args, len(train_index), device)
+    history = restore(out / "last.pt", parts, args) if args.resume else []
+    if history:
         save(out, parts, args, history)         # a kill may have come between two of its files
     if device.type == "cpu" and parts.model.parameter_count > 3e6:
         print("ten minutes or more per epoch without a GPU: --recipe quick has 4% of the work")
@@ -143,7 +142,8 @@ def build(args, count, device):
     what best.pt holds, with --ema an average of the model, without it the model itself.
     """
     torch.manual_seed(args.seed)
-    steps, dtype = count // args.batch_size, pick_dtype(device, args.amp)
+    steps = count // args.batch_size
+    dtype = pick_dtype(device, args.amp)
     if steps == 0:
         raise SystemExit(f"error: {count} images are fewer than a batch of {args.batch_size}")
     model = ResNet(args.blocks, args.widths, not args.plain, args.dropout)
@@ -183,7 +183,6 @@ def decay_groups(model, decay):
             {"params": [p for p in model.parameters() if p.dim() <= 1], "weight_decay": 0}]
 
 
-@torch.no_grad()
 def update_average(parts, decay):
     """Move the predictor a little towards the model: weights and batch norm's statistics.
 
@@ -283,7 +282,8 @@ def draw_curves(history):
 def report(out, parts, args, history):
     """Evaluate best.pt on the test set, once, and write and print what came out."""
     model, checkpoint = load_checkpoint(out / "best.pt", parts.device)
-    best, seconds = checkpoint["row"], sum(row["seconds"] for row in history)
+    best = checkpoint["row"]
+    seconds = sum(row["seconds"] for row in history)
     if best != history[best_epoch(history) - 1]:
         raise SystemExit(f"error: the best.pt in {str(out)!r} is another run's: give each an --out")
     images, labels = load_data(args.data, train=False)
@@ -293,8 +293,7 @@ def report(out, parts, args, history):
               "machine": machine(parts), "settings": settings(args)}
     write_file(out / "result.json", (json.dumps(result, indent=1) + "\n").encode())
     print(f"test accuracy {test_acc:.2%} (epoch {best['epoch']}), {seconds / 60:.1f} minutes")
-    ckpt = (out / "best.pt").as_posix()         # a backslash would be quoted
-    print("next:", shlex.join(["python", "predict.py", "--ckpt", ckpt, "--data", args.data]))
+    print(f'next: python predict.py --ckpt "{out / "best.pt"}" --data "{args.data}"')
 
 
 # ---- the command line ------------------------------------------------------------------------
@@ -335,8 +334,7 @@ def parse_args(argv=None):
     flag("--dropout", type=share, default=0.0, help="rate before the classifier")
     flag("--ema", type=share, default=0.0, help="decay of the weights' average; 0: no average")
     flag("--augment", nargs="*", choices=[*PAPER, "reflect", "trivial"], default=PAPER,
-         metavar="NAME", help=f"any of {' '.join(PAPER)} reflect trivial, in the order given; "
-         "erasing comes last")
+         help="transformations in the order given, but erasing last")
     flag("--cutmix", type=share, default=0.0, help="share of batches mixed (arXiv:1905.04899)")
     flag("--sizes", type=number(int, 8, 32), nargs="+", default=[32],
          help="image sizes, for equal shares of the epochs: take no more sizes than epochs; "
