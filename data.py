@@ -1,7 +1,7 @@
 """CIFAR-10 as two tensors, and the paper's augmentation (paper sections 1.3 and 2.3).
 
     python data.py                      # augment.png: originals, and what the network sees of them
-    python data.py --data fake          # the same without internet, with made-up figures
+    python data.py --data fake          # the same without internet, with made-up shapes
 
 The 45,000 training images are 138 MB as uint8, an epoch's augmented versions 553 MB as float32
 (twice that for a moment), so both live in the device's memory: no DataLoader, no workers.
@@ -39,8 +39,8 @@ normalise = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN
 def augmentation(names=PAPER, size=32):
     """The transforms of these names: uint8 (B, 3, 32, 32) -> float32 (B, 3, size, size).
 
-    One call draws ONE crop, one angle, ... for the whole batch. They come in the order of `names`,
-    but erasing always last: it fills with 0, which is the mean colour only after normalise().
+    One call draws ONE crop, one angle, ... for the whole batch. The order is that of `names`, but
+    erasing always comes last: it fills with 0, which is the mean colour only after normalise().
     """
     transforms = {
         "rotation": v2.RandomRotation(15),
@@ -60,11 +60,11 @@ def augmentation(names=PAPER, size=32):
 def augment(images, transform, group):
     """A fresh augmented version of every image, in the order given: uint8 -> float32 (N, 3, H, W).
 
-    v2 transforms draw once per call, and image by image they are slow. So, as in David Page's "How
-    to Train Your ResNet": cut the shuffled set into groups, draw once per group, and shuffle again
-    (the training loop does), so that a batch mixes many draws. Every image still gets a draw from
-    the same distribution; only the images of one group share theirs. group=1, a draw for each, is
-    the usual way, and many times slower.
+    v2 transforms draw random values once per call, and a call per image is slow. So, as in David
+    Page's "How to Train Your ResNet": cut the shuffled set into groups, draw once per group, and
+    shuffle again (the training loop does), so that a batch mixes many draws. Every image still gets
+    a draw from the same distribution; only the images of one group share theirs. group=1, a draw
+    per image, is the usual way, and many times slower.
     """
     order = torch.randperm(len(images), device=images.device)
     versions = torch.cat([transform(images[index]) for index in order.split(group)])
@@ -72,15 +72,15 @@ def augment(images, transform, group):
 
 
 def split(labels, val_size, train_size, seed):
-    """Indices of training and validation images, evenly by class, drawn by the seed alone.
+    """Indices of training and validation images, balanced by class, determined by the seed alone.
 
     val_size and train_size count images; train_size None takes all that validation leaves.
-    SystemExit if they cannot be divided by the ten classes, or are more than there are.
+    SystemExit if one is not a multiple of 10, or both together exceed the number of images.
     """
     sizes = (val_size, train_size or 0)
     if sum(sizes) > len(labels) or any(size % CLASSES for size in sizes):
-        raise SystemExit("error: --val-size and --train-size must be multiples of 10, for as many "
-                         f"images of each class, and together no more than {len(labels):,}")
+        raise SystemExit("error: --val-size and --train-size must be multiples of 10 (the same "
+                         f"number of each class) and together no more than {len(labels):,}")
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     of_class = order[labels[order].argsort(stable=True)].view(CLASSES, -1)      # a row per class
     val = val_size // CLASSES                                                   # per class
@@ -109,7 +109,7 @@ def load_data(where, train):
             return images, torch.tensor(dataset.targets)
         except Exception as error:      # down, cut short, other bytes: next mirror
             print(f"no CIFAR-10 from {url}: {error}")
-    raise SystemExit(f"error: no whole CIFAR-10 in {str(root)!r}, and no server gives it: put "
+    raise SystemExit(f"error: no complete CIFAR-10 in {str(root)!r}, and no server has it: put "
                      f"cifar-10-python.tar.gz (MD5 {datasets.CIFAR10.tgz_md5}) there, or try "
                      "--data fake, which needs no download")
 

@@ -33,7 +33,7 @@ class Block(nn.Module):
     def __init__(self, in_channels, out_channels, stride=1, residual=True):
         super().__init__()
         self.stride, self.residual = stride, residual
-        # bias=False: batch norm takes the mean away right after, and has a shift of its own
+        # bias=False: batch norm subtracts the mean right after, and has a shift of its own
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
@@ -48,7 +48,7 @@ class Block(nn.Module):
         out = self.bn2(self.conv2(out))
         if self.residual:
             # Every second pixel, then stride 1: a 1x1 filter sees one pixel, so this is the same as
-            # stride 2, without oneDNN's kernels for that, which on AVX2 give narrow layers wrong
+            # stride 2, but avoids oneDNN's stride-2 kernels, which on AVX2 give narrow layers wrong
             # gradients, or crash (uxlfoundation/oneDNN #6035).
             out = out + self.shortcut(x[:, :, ::self.stride, ::self.stride])
         return F.relu(out)
@@ -134,18 +134,18 @@ def load_checkpoint(path, device=torch.device("cpu")):
     """best.pt, last.pt or weights/*.pt: (the network on the device, in eval mode; the whole file).
 
     The file may come from anybody: weights_only admits tensors and plain values, no code (before
-    torch 2.10 a file made on purpose could get past it: CVE-2026-24747).
+    torch 2.10 a crafted file could get past it: CVE-2026-24747).
     SystemExit if it is missing, damaged, or not a checkpoint of train.py.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            if archive.testzip():                   # torch.load looks at no check sum
+            if archive.testzip():                   # torch.load verifies no checksum
                 raise ValueError("a check sum is wrong")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         model = ResNet(**checkpoint["config"])
         model.load_state_dict(checkpoint["weights"])    # strict: every name and shape must fit
     except pickle.UnpicklingError:
-        raise SystemExit(f"error: {str(path)!r} holds more than tensors and plain values, which "
+        raise SystemExit(f"error: {str(path)!r} holds more than tensors and plain values, and "
                          "could run code: refused") from None
     except Exception as error:                      # a damaged file fails in any of a dozen ways
         raise SystemExit(f"error: cannot load checkpoint {str(path)!r} ({error!r:.300})") from None
@@ -197,7 +197,7 @@ def memory_format(device):
 
 # ---- the command line ------------------------------------------------------------------------
 def start(main, stopped="stopped"):
-    """Call a script's main(). What comes from outside ends in one line, a bug in a traceback."""
+    """Call a script's main(). An outside error ends in one line, a bug in a traceback."""
     try:
         main()
     except KeyboardInterrupt:
@@ -209,7 +209,7 @@ def start(main, stopped="stopped"):
     except RuntimeError as error:
         if type(error).__module__ not in ("torch._dynamo.exc", "torch._inductor.exc"):
             raise                                   # a bug
-        raise SystemExit("error: --compile failed, which needs a C++ compiler and on a GPU Triton: "
+        raise SystemExit("error: --compile failed (it needs a C++ compiler, and on a GPU Triton): "
                          f"go without it ({error!r:.200})")
 
 
@@ -243,7 +243,7 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     rows = layer_table(ResNet(args.blocks, args.widths, not args.plain))
-    total = ("together", (), sum(row[2] for row in rows), sum(row[3] for row in rows))
+    total = ("total", (), sum(row[2] for row in rows), sum(row[3] for row in rows))
     print(f"{'part':<12}{'output':<14}{'parameters':>12}{'multiply-adds':>16}")
     for name, shape, count, work in [*rows, total]:
         print(f"{name:<12}{' x '.join(map(str, shape)):<14}{count:>12,}{work:>16,}")

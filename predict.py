@@ -82,10 +82,10 @@ def parse_args(argv=None):
     flag = parser.add_argument
     flag("--ckpt", required=True, help="checkpoint of train.py: best.pt or weights/*.pt")
     flag("--data", default="data", help='folder of CIFAR-10 for its test set, or "fake"')
-    flag("--input", type=Path, help="predict instead a .pkl, a picture or a folder of pictures")
+    flag("--input", type=Path, help="a .pkl, picture or folder of pictures instead of the test set")
     flag("--out", type=Path, default="submission.csv", help="the CSV (none for a single image)")
-    flag("--tta", action="store_true", help="average each image and its mirror image")
-    flag("--device", help="cpu, cuda or mps, if not the accelerator that is found")
+    flag("--tta", action="store_true", help="average the logits of each image and its mirror image")
+    flag("--device", help="cpu, cuda or mps; None: the accelerator found, else the CPU")
     return parser.parse_args(argv)
 
 
@@ -170,7 +170,7 @@ def as_text(value):
 
 
 class Record:
-    """What numpy's names in a pickle become: it keeps what it is given, until np.asarray() asks."""
+    """Stands in for numpy's objects in a pickle: keeps its arguments until np.asarray() asks."""
 
     def __init__(self, *args):
         self.args, self.state = args, None
@@ -195,8 +195,8 @@ class ArrayUnpickler(pickle.Unpickler):
     """Loads plain values and Records; refuses any other name before anything of it runs.
 
     A pickle is a program: it may name any function of Python and have it called. Not even numpy's
-    own are safe: an array's __setstate__ believes what the file says of the type of its content,
-    even that its bytes are addresses of Python objects.
+    own are safe: an array's __setstate__ trusts the dtype in the file, even one which says that
+    the bytes are addresses of Python objects.
     """
 
     def find_class(self, module, name):
@@ -218,7 +218,7 @@ def read_pictures(path):
             picture = Image.open(file, formats=["PNG", "JPEG", "BMP", "WEBP"])      # EPS runs code
             upright = ImageOps.exif_transpose(picture).convert("RGBA")  # phones store the rotation
             small = ImageOps.fit(upright, (32, 32))
-            white = Image.new("RGBA", small.size, "white")      # or hidden colours would show
+            white = Image.new("RGBA", small.size, "white")      # else hidden colours would show
             opaque = Image.alpha_composite(white, small).convert("RGB")
         except Exception as error:              # one of many may be cut short
             raise ValueError(f"{file.name}: {error}") from None

@@ -1,6 +1,6 @@
 """Train the paper's network on CIFAR-10 (paper section 2.2), from the images to the test accuracy.
 
-    python train.py                     # the paper's recipe; a GPU's work
+    python train.py                     # the paper's recipe; best on a GPU
     python train.py --recipe quick      # a smaller network: an hour or two on two CPU cores
     python train.py --blocks 1 1 1 --widths 16 32 64 --epochs 5 --lr 3e-3       # in minutes
     python train.py --data fake --blocks 1 1 1 --widths 8 16 32 --epochs 3 --lr 3e-3 --out fake
@@ -9,7 +9,7 @@
 Writes into --out: best.pt (highest validation accuracy; without validation the last epoch),
 last.pt (which --resume continues), log.csv (a row per epoch), curves.png, and at the end
 result.json with the accuracy on the test set, which is looked at only then. Training loss and
-accuracy are of augmented images; the loss includes the label smoothing, and under CutMix the label
+accuracy are on augmented images; the loss includes the label smoothing, and under CutMix the label
 with the larger area counts as the right one.
 """
 import argparse
@@ -40,8 +40,8 @@ EMA_EVERY = 8       # steps between two updates of the average of the weights
 def train_step(parts, x, target, label_smoothing):
     """One step on one batch: forward, loss, backward, update (paper section 2.2).
 
-    parts: the network, its optimizer and what else trains, see build(); x: float32 (B, 3, H, W),
-    normalised; target: int64 (B,), or float32 (B, 10) for mixed images.
+    parts: the network, its optimizer and what else training needs, see build(); x: float32
+    (B, 3, H, W), normalised; target: int64 (B,), or float32 (B, 10) for mixed images.
     Returns the loss () and the logits (B, 10). Both stay on the device: to read one here would make
     the CPU wait for it in every step.
     """
@@ -65,13 +65,13 @@ def train_epoch(parts, images, labels, args, epoch):
 
     All that is random here follows from the seed and the epoch's number: groups and draws of the
     augmentation, the order of the images, what is mixed, dropout. So an interrupted epoch can be
-    repeated to the same bits (on the same CPU and threads; on a GPU with --deterministic).
+    repeated bit for bit (same CPU and thread count; on a GPU with --deterministic).
     SystemExit if the loss or a weight is not finite.
     """
     torch.manual_seed(args.seed * 1_000_003 + epoch)        # no two seeds share an epoch's draws
     inputs = augment(images, augmentation(args.augment, size_in(epoch, args)), args.group)
-    # CutMix pastes a rectangle of one image into another and shares the label by area: no single
-    # telling detail is enough, because it may be covered
+    # CutMix pastes a rectangle of one image into another and mixes the labels by area: no single
+    # telltale detail is enough, because it may be covered
     cutmix = v2.RandomApply([v2.CutMix(num_classes=CLASSES)], p=args.cutmix)
     steps = len(images) // args.batch_size      # no short last batch: batch norm is noisy on few
     order = torch.randperm(len(images), device=images.device)[:steps * args.batch_size]
@@ -103,11 +103,11 @@ def main(argv=None):
     args = parse_args(argv)
     out, device = Path(args.out), pick_device(args.device)
     out.mkdir(parents=True, exist_ok=True)
-    tempfile.TemporaryFile(dir=out).close()     # or a read-only folder fails after an epoch
+    tempfile.TemporaryFile(dir=out).close()     # else a read-only folder fails only after an epoch
     if not args.resume and any((out / name).exists() for name in ("last.pt", "best.pt")):
         raise SystemExit(f"error: {str(out)!r} holds an earlier run: continue it with --resume, or "
                          "choose another folder with --out")
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")     # or cuBLAS cannot repeat itself
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS is not deterministic
     torch.use_deterministic_algorithms(args.deterministic)
     torch.backends.cudnn.benchmark = not args.deterministic     # try kernels, keep the fastest
     images, labels = load_data(args.data, train=True)
@@ -119,7 +119,7 @@ def main(argv=None):
     if history:
         save(out, parts, args, history)         # a kill may have come between two of its files
     if device.type == "cpu" and parts.model.parameter_count > 3e6:
-        print("ten minutes or more per epoch without a GPU: --recipe quick has 4% of the work")
+        print("ten minutes or more per epoch without a GPU: --recipe quick needs 4% of the compute")
     print(f"{parts.model.parameter_count:,} parameters, {args.epochs} epochs of {parts.steps} "
           f"steps, {machine(parts)}", flush=True)
     for epoch in range(len(history) + 1, args.epochs + 1):
@@ -136,7 +136,7 @@ def main(argv=None):
 
 # ---- the parts of the recipe -----------------------------------------------------------------
 def build(args, count, device):
-    """All that trains, in one namespace. SystemExit if `count` images are fewer than a batch.
+    """What training needs, in one namespace. SystemExit if `count` images are fewer than a batch.
 
     model: what is trained; network: the same, perhaps compiled; predictor: what is evaluated and
     what best.pt holds, with --ema an average of the model, without it the model itself.
@@ -160,10 +160,10 @@ def build(args, count, device):
 
 
 def lr_factor(step, steps, warmup):
-    """Share of --lr at a step: up over `warmup` steps (ours), then section 2.2's cosine, to 0.
+    """Share of --lr at a step: rises over `warmup` steps (ours), then section 2.2's cosine to 0.
 
-    Adam divides by the root mean square of the gradients, at first of a few batches only: a high
-    rate needs the warm-up, the paper's 1e-4 does not. At the end, only small steps let it settle.
+    Adam divides by the gradients' root mean square, at first estimated from few batches: a high
+    rate needs the warm-up, the paper's 1e-4 does not. Small steps at the end let weights settle.
     """
     if step < warmup:
         return min(1, (step + 1) / warmup)          # min: a warm-up may end within a step
@@ -172,11 +172,11 @@ def lr_factor(step, steps, warmup):
 
 def decay_groups(model, decay):
     """Weight decay for filters and matrices, none for batch norm and biases, the 1-d parameters.
-    So it is usual (the paper says nothing of it): they are few, and set scales and thresholds.
+    This is usual (the paper does not mention it): these are few, and only scale and shift.
 
     AdamW shrinks a weight by lr * decay per step. In front of a batch norm a smaller filter
-    computes the same, but a step turns it further: decay keeps filters from growing until they
-    hardly learn (arXiv:1706.05350). The paper's 1e-4 * 1e-2 make 2% in its whole run, hardly any;
+    gives the same output, but a step rotates it more: decay keeps filters from growing until they
+    hardly learn (arXiv:1706.05350). The paper's 1e-4 * 1e-2 removes only 2% in its whole run;
     the quick recipe's product is a thousand times as large.
     """
     return [{"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": decay},
@@ -186,9 +186,9 @@ def decay_groups(model, decay):
 def update_average(parts, decay):
     """Move the predictor a little towards the model: weights and batch norm's statistics.
 
-    At a high rate the weights jump around a good place, and their average lies nearer to it. decay,
-    the share of the old average that is kept, rises to its value: with 0.992 from the start, 70% of
-    the untrained weights would still be there after the 44 updates of an epoch.
+    At a high rate the weights jump around a good point, and their average lies nearer to it. decay,
+    the share of the old average that is kept, rises to its final value: 0.992 from the start would
+    leave the untrained weights a share of 70% after the 44 updates of an epoch.
     """
     updates = parts.scheduler.last_epoch // EMA_EVERY       # last_epoch is the steps so far
     decay = min(decay, (1 + updates) / (10 + updates))
@@ -200,7 +200,7 @@ def update_average(parts, decay):
 
 def size_in(epoch, args):
     """Height and width of an epoch's images: each of --sizes has an equal share of the epochs. At
-    20 x 20 they cost 39%: the quick recipe learns coarse shapes first, and fine ones last."""
+    20 x 20 an epoch costs 39% as much: the quick recipe learns coarse shapes first, fine last."""
     return args.sizes[(epoch - 1) * len(args.sizes) // args.epochs]
 
 
@@ -222,17 +222,17 @@ def restore(path, parts, args):
     """Put back what save() wrote into last.pt; returns its history. SystemExit if it belongs to
     another run, or if the best.pt of an earlier epoch is not beside it."""
     _, checkpoint = load_checkpoint(path)
-    saved = checkpoint.get("settings", {})          # a best.pt by that name has none
+    saved = checkpoint.get("settings", {})          # a best.pt renamed to last.pt has none
     for name, value in settings(args).items():
         if saved.get(name) != value:
             raise SystemExit(f"error: {str(path)!r} is of a run with {name} = {saved.get(name)}, "
                              f"not {value}: resume with that run's flags, or start anew with --out")
     parts.predictor.load_state_dict(checkpoint["weights"])
     for name, state in checkpoint["states"].items():
-        if state:           # a scaler that is off saves {}, which one that is on refuses
+        if state:           # a disabled scaler saves {}, which an enabled one refuses
             getattr(parts, name).load_state_dict(state)
-    # AdamW's fused step takes for granted that its averages have the weights' memory format, but
-    # they come in that of the machine that saved them, and MPS has another one.
+    # AdamW's fused step assumes that its averages have the weights' memory format, but they are
+    # loaded in the format of the machine that saved them, and MPS uses another one.
     for p, state in parts.optimizer.state.items():
         for name in ("exp_avg", "exp_avg_sq"):
             state[name] = torch.empty_like(p).copy_(state[name])
@@ -256,7 +256,7 @@ def best_epoch(history):
 
 # ---- what a person sees ----------------------------------------------------------------------
 def machine(parts):
-    """What computes: the device as people call it, the precision, torch."""
+    """What it runs on: the device's usual name, the precision, torch's version."""
     name = parts.device.type
     if name == "cuda":
         name = torch.cuda.get_device_name(parts.device)
@@ -285,7 +285,7 @@ def report(out, parts, args, history):
     best = checkpoint["row"]
     seconds = sum(row["seconds"] for row in history)
     if best != history[best_epoch(history) - 1]:
-        raise SystemExit(f"error: the best.pt in {str(out)!r} is another run's: give each an --out")
+        raise SystemExit(f"error: the best.pt in {str(out)!r} is another run's: use a new --out")
     images, labels = load_data(args.data, train=False)
     test_acc = accuracy(predict(model, images).cpu(), labels)       # in float32, as predict.py
     result = {"test_acc": test_acc, "val_acc": best.get("val_acc"), "epoch": best["epoch"],
@@ -313,16 +313,16 @@ def parse_args(argv=None):
     flag("--data", default="data", help='folder of CIFAR-10, or "fake" for made-up images')
     flag("--out", default=".", help="folder of the results")
     flag("--resume", action="store_true", help="continue from last.pt in --out, flags as before")
-    flag("--val-size", type=number(int, 0), default=5000, help="images held out, evenly by class")
-    flag("--train-size", type=number(int, 0), help="how many of the others to train on, if not all")
+    flag("--val-size", type=number(int, 0), default=5000, help="images held out, balanced by class")
+    flag("--train-size", type=number(int, 0), help="how many of the rest to train on; None: all")
     flag("--seed", type=number(int, 0), default=0, help="of everything random")
-    flag("--device", help="cpu, cuda or mps, if not the accelerator that is found")
+    flag("--device", help="cpu, cuda or mps; None: the accelerator found, else the CPU")
     flag("--amp", choices=["auto", "bf16", "fp16", "off"], default="auto",
          help="mixed precision; auto: bf16 where native, fp16 on older CUDA cards, else off")
     flag("--compile", action="store_true", help="faster after a minute; needs a C++ compiler")
-    flag("--deterministic", action="store_true", help="the same bits again on a GPU, too; slower")
+    flag("--deterministic", action="store_true", help="bit-identical reruns on a GPU, too; slower")
     flag("--recipe", choices=RECIPES, default="paper",
-         help="other defaults, see RECIPES in train.py; those shown are of paper")
+         help="a set of defaults, see RECIPES in train.py; those shown are paper's")
     add_network_flags(flag)
     count, positive, share = number(int, 1), number(float, 0), number(float, 0, 1)
     flag("--epochs", type=count, default=100, help="passes over the training images")
@@ -339,7 +339,7 @@ def parse_args(argv=None):
     flag("--sizes", type=number(int, 8, 32), nargs="+", default=[32],
          help="image sizes, for equal shares of the epochs: take no more sizes than epochs; "
          "evaluation is always at 32")
-    flag("--group", type=count, default=250, help="images that share a draw of the augmentation")
+    flag("--group", type=count, default=250, help="images that share one random augmentation")
     parser.set_defaults(**RECIPES[parser.parse_args(argv).recipe])
     return parser.parse_args(argv)
 

@@ -1,4 +1,4 @@
-"""Ours against the usual way of writing this training, on one machine; a minute on a CPU.
+"""Our training loop against the usual one, on one machine; a minute on a CPU.
 
     python benchmarks/speed.py              # flags of train.py work: --data DIR, --blocks 2 2 2
     python benchmarks/speed.py --compile    # on a GPU
@@ -95,7 +95,7 @@ def compare(what, count, ways):
 
 
 def on_a_gpu(images, labels, args, flop, epoch):
-    """What only a GPU's speed brings up: launches, the ceiling of its matrix units, files.
+    """What matters only at a GPU's speed: launches, the peak of its matrix units, files.
     flop: of an image; epoch: seconds of ours, without --compile."""
     for group in (250, 500, 1000):
         share = seconds(lambda: augment(images, augmentation(), group), 3) / epoch
@@ -109,7 +109,7 @@ def on_a_gpu(images, labels, args, flop, epoch):
 
         def step():
             train.train_step(parts, x, y, 0.1)
-        seconds(step, 10)                       # kernels are chosen, with --compile made
+        seconds(step, 10)                       # kernels are chosen, or compiled (--compile)
         row(f"steps at batch {size}, % of the matrix product",
             100 * size * flop / seconds(step, 50) / ceiling)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""The test accuracy of a trained network on worse images: noise, blur, JPEG, other brightness.
+"""The test accuracy of a trained network on damaged images: noise, blur, JPEG, other brightness.
 
     python results/robustness.py --ckpt weights/strong.pt
 

@@ -1,4 +1,4 @@
-"""Run the trainings of results/runs.csv, several side by side, and put their results there.
+"""Execute the runs of results/runs.csv, several side by side, and put their results there.
 
     python results/run.py claims                    # what the paper claims; on two cores, six hours
     python results/run.py gpu-paper --jobs 3        # the paper's training, on one GPU
@@ -33,7 +33,7 @@ def read_rows(path):
 
 
 def run_one(folder, flags):
-    """Train, or resume, what has no result yet; True if it came to its end.
+    """Train or resume a run that has no result yet; True if it finished.
 
     One thread each, if the environment says nothing else: the number of threads changes the bits,
     and two jobs of two threads on two cores take three times as long.
@@ -50,7 +50,7 @@ def run_one(folder, flags):
 
 
 def flop(settings):
-    """Floating-point operations of a training: 2 per multiply-add forward, and 4 backward for the
+    """Floating-point operations of a run: 2 per multiply-add forward, and 4 backward for the
     gradients of inputs and of weights."""
     args = argparse.Namespace(**settings)
     model = ResNet(args.blocks, args.widths, not args.plain)
@@ -61,7 +61,7 @@ def flop(settings):
 
 
 def record(run, folder):
-    """Write what a run that has ended left in its folder into its row of runs.csv."""
+    """Copy a finished run's results from its folder into its row of runs.csv."""
     result = json.loads((folder / "result.json").read_text())
     best = read_rows(folder / "log.csv")[result["epoch"] - 1]
     found = result["settings"] | result | {

@@ -31,13 +31,13 @@ CLAIMS = {
     "nothing": ("neither augmentation nor smoothing", "(worse)", "recipe"),
     "single-draws": ("one draw per image", "-", "recipe"),
     "skips-12": ("12 blocks with skips, 8-16-32 (79,314)", "-", None),
-    "plain-12": ("12 blocks without, against that", '"degraded"', "skips-12"),
+    "plain-12": ("the same 12 without skips", '"degraded"', "skips-12"),
     "skips-27": ("27 blocks with skips, 5-10-20 (84,725), against 12", "-", "skips-12"),
-    "plain-27": ("27 blocks without, against that", '"degraded"', "skips-27"),
+    "plain-27": ("the same 27 without skips", '"degraded"', "skips-27"),
     "deep-equal-size": ("deep: 4 4 4 at 8-16-32 (93,202)", "-", None),
-    "wide-early": ("wide early: 1 1 1 at 32-32-64 (97,514), against that", "better",
+    "wide-early": ("wide early: 1 1 1 at 32-32-64 (97,514), against deep", "better",
                    "deep-equal-size"),
-    "deep-equal-work": ("deep, 8% less arithmetic: 4 4 4 at 11-22-44 (175,405), against wide", "-",
+    "deep-equal-work": ("deep, 8% less compute: 4 4 4 at 11-22-44 (175,405), against wide", "-",
                         "wide-early"),
     "decay-0.01": ("lr 1e-4, weight decay 0.01", "its setting", None),
     **{f"decay-{decay}": (f"decay {decay}, against 0.01", "-", "decay-0.01")
@@ -143,7 +143,7 @@ def headline(runs):
         rows.append([f"**{mean(accuracies(seeds)):.1f}%**", len(seeds),
                      f"{int(row['parameters']):,}", f"{float(row['minutes']):.0f}", row["machine"],
                      f"`{row['command'].partition(' --seed')[0]}`"])
-    return table("test accuracy|seeds|parameters|minutes, fastest|on|command", rows)
+    return table("test accuracy|seeds|parameters|minutes (fastest)|machine|command", rows)
 
 
 def main(argv=None):
