@@ -681,14 +681,18 @@ def test_a_wrong_flag_is_argparses_line_and_status_2(capsys, flags, why):
 
 
 # ---- the README ------------------------------------------------------------------------------------
-def test_every_command_of_the_readme_and_of_the_runs_parses():
+def test_every_command_of_the_readme_and_of_the_lists_parses(capsys):
     parts = re.findall(r"```.*?```", README, re.DOTALL) + re.findall(r"`[^`\n]+`", README)       # a block, or in a line
     commands = [shlex.split(found)[1:] for part in parts for found in re.findall(r"python [\w./]+\.py[^\n#&`]*", part)]
     parsers = {name: runpy.run_path(str(HERE / name))["parse_args"] for name in {name for name, *_ in commands}}
     assert {"train.py", "predict.py", "data.py", "model.py", "results/run.py"} <= parsers.keys()
     assert re.findall(r"^(\w+) +1,000 ", README, re.MULTILINE) == data.NAMES
-    rows = csv.DictReader((HERE / "results/runs.csv").read_text().splitlines())
-    commands += [row["command"].split()[1:] for row in rows if row["list"] != "refined"]         # whose flag is gone
+    lists = "quick gpu-claims gpu-fast gpu-long gpu-strong gpu-paper claims screen".split()
+    runpy.run_path(str(HERE / "results/run.py"))["main"]([*lists, "--list"])
+    out = capsys.readouterr().out
+    assert list(dict.fromkeys(re.findall(r"--out results\W([\w-]+)", out))) == lists        # in the order typed
+    assert "python train.py --recipe quick --seed 2 --data data --out" in out
+    commands += [shlex.split(line)[1:] for line in out.splitlines()]
     for name, *flags in commands:
         parsers[name](flags)
     for name in ("results/robustness.py", "benchmarks/speed.py"):

@@ -4,11 +4,12 @@
     python results/run.py gpu-paper --jobs 3        # the paper's training, on one GPU
     python results/run.py claims --list             # prints the commands
 
-A row begins with list, name and command; the rest is empty until the run has ended. Each run has a
-folder results/LIST/NAME. One with a result.json in it is skipped, an interrupted one resumed, so
-the same command can be typed until nothing is left. Flags of train.py behind LIST, such as --data
-fake --epochs 1, make it a rehearsal: in results/rehearsal, which can be deleted, and without a
-change of runs.csv.
+A row begins with list, name and command; the rest is empty until the run has ended. The name is the
+only one in its list and ends in -sSEED. Each run has a folder results/LIST/NAME. One with a
+result.json in it is skipped, an interrupted one resumed, so the same command can be typed until
+nothing is left; where the folders are missing, as in a clone, all runs are made anew. Flags of
+train.py behind LIST, such as --data fake --epochs 1, make it a rehearsal: in results/rehearsal,
+which can be deleted, and without a change of runs.csv.
 """
 import argparse
 import csv
@@ -29,7 +30,7 @@ RUNS = HERE / "runs.csv"
 
 
 def read_rows(path):
-    return list(csv.DictReader(path.read_text().splitlines()))
+    return list(csv.DictReader(path.read_text("utf-8-sig").splitlines()))   # -sig: saved by Excel
 
 
 def run_one(folder, flags):
@@ -50,7 +51,7 @@ def run_one(folder, flags):
 
 
 def flop(settings):
-    """Floating-point operations of a run: 2 per multiply-add forward, and 4 backward for the
+    """Floating-point operations of all steps: 2 per multiply-add forward, and 4 backward for the
     gradients of inputs and of weights."""
     args = argparse.Namespace(**settings)
     model = ResNet(args.blocks, args.widths, not args.plain)
@@ -68,14 +69,16 @@ def record(run, folder):
         "minutes": round(result["seconds"] / 60, 2), "flop": flop(result["settings"]),
         "train_acc": round(float(best["train_acc"]), 4)}
     rows = read_rows(RUNS)
+    columns = list(rows[0])
     for row in rows:
         if f"{row['list']}/{row['name']}" == run:
-            row |= {column: found[column] for column in row if column in found}
-    write_csv(RUNS, [rows[0].keys(), *(row.values() for row in rows)])
+            row |= {column: found[column] for column in columns if column in found}
+    write_csv(RUNS, [columns, *([row[column] for column in columns] for row in rows)])
 
 
 def parse_args(argv=None):
-    lists = list(dict.fromkeys(row["list"] for row in read_rows(RUNS)))
+    lists = dict.fromkeys(row["list"] for row in read_rows(RUNS))
+    lists.pop("refined", None)      # which needs train.py of commit 2f47335
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help, allow_abbrev=False)
     parser.add_argument("lists", nargs="+", choices=lists, metavar="LIST", help=", ".join(lists))
     parser.add_argument("--jobs", type=number(int, 1), default=2, help="runs side by side")
@@ -90,9 +93,11 @@ def main(argv=None):
     args = parse_args(argv)
     rehearsal = args.flags or args.data == "fake"
     place = HERE / "rehearsal" if rehearsal else HERE
+    rows = [row for name in args.lists for row in read_rows(RUNS)
+            if row["list"] == name and args.only in row["name"]]
     runs = {f"{row['list']}/{row['name']}":
-            [*row["command"].split()[2:], "--data", args.data, *args.flags]
-            for row in read_rows(RUNS) if row["list"] in args.lists and args.only in row["name"]}
+            [*row["command"].removeprefix("python train.py").split(), "--data", args.data,
+             *args.flags] for row in rows}
     if args.list:
         for run, flags in runs.items():
             print("python train.py", *flags, "--out", (place / run).relative_to(HERE.parent))

@@ -46,10 +46,10 @@ CLAIMS = {
 
 
 def load_runs():
-    """{list: {name without -sSEED: its rows}}; claims/all and claims/tenth are two lists. The
-    machine comes without torch's version."""
+    """{list: {name without -sSEED: its rows}} of what has ended; claims/all and claims/tenth are two
+    lists. The machine comes without torch's version."""
     runs = defaultdict(lambda: defaultdict(list))
-    for row in filter(lambda row: row["test_acc"], read_rows(RUNS)):       # the others have not run
+    for row in filter(lambda row: row["test_acc"], read_rows(RUNS)):
         list_name, name = f"{row['list']}/{row['name']}".rsplit("/", 1)
         row["machine"] = row["machine"].rpartition(", torch")[0]
         runs[list_name][name.rpartition("-s")[0]].append(row)
@@ -78,8 +78,8 @@ def difference(runs, name, baseline):
     row: three seeds are 4 to 11 points apart without skips, one or two in the recipe.
     """
     a, b = accuracies(runs[name]), accuracies(runs[baseline])
-    noise = mean(variance(accuracies(rows)) for run, rows in runs.items()
-                 if len(rows) > 1 and first_row(run) == first_row(name))
+    noise = mean(variance(accuracies(runs[run])) for run in CLAIMS
+                 if len(runs[run]) > 1 and first_row(run) == first_row(name))
     return mean(a) - mean(b), 2 * math.sqrt(noise * (1 / len(a) + 1 / len(b)))
 
 
