@@ -151,7 +151,7 @@ def test_group_draws_have_the_distribution_of_single_draws_and_a_batch_mixes_the
     assert torch.equal(images, before)
 
 
-def test_papers_augmentation_stands_in_its_order_and_erases_last():
+def test_papers_augmentation_stands_in_its_order_erases_last_and_follows_from_the_seed():
     steps = data.augmentation().transforms
     assert [type(step).__name__ for step in steps[:5]] == [
         "RandomRotation", "RandomHorizontalFlip", "RandomCrop", "ColorJitter", "AutoAugment"]
@@ -159,6 +159,11 @@ def test_papers_augmentation_stands_in_its_order_and_erases_last():
     assert steps[3].brightness == steps[3].contrast == steps[3].saturation == (0.8, 1.2)
     assert steps[6] is data.normalise and type(steps[7]).__name__ == "RandomErasing" and steps[7].p == 0.2
     assert len(steps) == 8
+    images, versions = data.fake_data(train=False)[0][:100], []
+    for seed in (0, 0, 1):                                      # so that an epoch can be repeated
+        torch.manual_seed(seed)
+        versions.append(data.augment(images, data.augmentation(), 1))
+    assert torch.equal(versions[0], versions[1]) and not torch.equal(versions[0], versions[2])
 
 
 def test_a_crop_adds_black_reflect_adds_the_image_and_smaller_images_are_shrunk_not_cut():
@@ -213,6 +218,7 @@ def test_download_goes_on_until_a_mirror_gives_the_official_bytes(tmp_path, monk
 def test_learning_rate_is_a_cosine_to_zero_after_a_linear_warmup():
     paper, warm = ([train.lr_factor(step, 1000, warmup) for step in range(1001)] for warmup in (0, 100))
     assert [paper[step] for step in (0, 250, 500, 1000)] == pytest.approx([1, 0.5 + 0.5 * math.sqrt(0.5), 0.5, 0])
+    assert paper == sorted(paper, reverse=True)
     assert [warm[step] for step in (49, 99, 100, 550)] == pytest.approx([0.5, 1, 1, 0.5])
     assert train.lr_factor(1000, 1000, 1000) == 1           # a warm-up as long as the run divides by no zero
     assert train.lr_factor(2, 9, 2.5) == 1                  # a warm-up that ends within a step
@@ -480,10 +486,12 @@ def test_an_interrupted_and_then_killed_run_ends_with_the_same_bits(trained, tmp
 
 
 @pytest.mark.parametrize("move, flags, why", [
-    ("", "--resume --epochs 5", "epochs = 3, not 5"), ("", "", "an earlier run: continue it with --resume"),
+    ("", "--resume --epochs 5", "epochs = 3, not 5"), ("", "--resume --lr 0.5", "lr = 0.006, not 0.5"),
+    ("", "--resume --cutmix 0", "cutmix = 0.2"), ("", "", "an earlier run: continue it with --resume"),
     ("last.pt away.pt", "", "an earlier run"), ("best.pt last.pt", "--resume", "data = None, not fake"),
     ("best.pt away.pt", "--resume", "without its best.pt")],
-    ids=["other epochs", "no --resume", "last.pt is lost", "best.pt as last.pt", "best.pt is lost"])
+    ids=["other epochs", "other lr", "other cutmix", "no --resume", "last.pt is lost", "best.pt as last.pt",
+         "best.pt is lost"])
 def test_other_flags_or_files_are_refused_and_nothing_changes(trained, tmp_path, monkeypatch, move, flags, why):
     folder = shutil.copytree(trained, tmp_path / "run")
     if move:
@@ -623,6 +631,7 @@ LIES = {                # what is in a file, and a word of why it is refused
     "ids that are lists.pkl": (pickle.dumps({"data": PIXELS, "ids": [[1], [2]]}), "unhashable"),
     "too few ids.pkl": (pickle.dumps({"data": PIXELS, "ids": [1]}), "as many different ids"),
     "no images.pkl": (pickle.dumps({"data": PIXELS[:0]}), r"uint8 \(0, 3072\)"),
+    "a list of images.pkl": (pickle.dumps({"data": [[1, 2]]}), r"data is int\d+ \(1, 2\)"),
     "no data.pkl": (pickle.dumps({"images": PIXELS}), "KeyError.'data'"),
     "float.pkl": (pickle.dumps({"data": np.zeros((2, 32, 32, 3))}), "data is float64"),
     "shape.pkl": (pickle.dumps({"data": np.zeros((2, 28, 28), np.uint8)}), r"uint8 \(2, 28, 28\)"),
