@@ -93,8 +93,9 @@ def main(argv=None):
     args = parse_args(argv)
     rehearsal = args.flags or args.data == "fake"
     place = HERE / "rehearsal" if rehearsal else HERE
-    rows = [row for name in args.lists for row in read_rows(RUNS)
-            if row["list"] == name and args.only in row["name"]]
+    rows = [row for row in read_rows(RUNS)
+            if row["list"] in args.lists and args.only in row["name"]]
+    rows.sort(key=lambda row: args.lists.index(row["list"]))        # lists as typed, runs as filed
     runs = {f"{row['list']}/{row['name']}":
             [*row["command"].removeprefix("python train.py").split(), "--data", args.data,
              *args.flags] for row in rows}
