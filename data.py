@@ -20,8 +20,8 @@ from torchvision.utils import make_grid
 from model import CLASSES, Help, save_figure, start
 
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-# Of all 50,000 training images. The std 0.2023, 0.1994, 0.2010 that is often seen is the average of
-# the images' own.
+# Of all 50,000 training images, the held-out ones included. The std 0.2023, 0.1994, 0.2010 that is
+# often seen is the average of each image's own.
 MEAN, STD = [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]
 PAPER = ["rotation", "flip", "crop", "jitter", "autoaugment", "erasing"]     # in the paper's order
 MIRRORS = [         # the same bytes; the original gives 50 kB/s (pytorch/vision #9536)
@@ -97,7 +97,7 @@ def load_data(where, train):
     """
     if where == "fake":
         return fake_data(train)
-    root = Path(where).absolute()           # a link keeps its name, which resolve() would not
+    root = Path(where).absolute()           # resolve() would replace a link by its target
     root = root.parent if root.name == "cifar-10-batches-py" else root
     root.mkdir(parents=True, exist_ok=True)
     socket.setdefaulttimeout(20)        # seconds of a server's silence; Python would wait forever

@@ -125,7 +125,7 @@ def write_csv(path, rows):
 
 def save_checkpoint(path, model, **more):
     """Write the network's weights, the config that rebuilds it, and whatever else is given."""
-    buffer = io.BytesIO()               # torch.save into a file makes a full disk a RuntimeError
+    buffer = io.BytesIO()       # torch.save(path) calls a full disk a RuntimeError, not an OSError
     torch.save({"config": model.config, "weights": model.state_dict()} | more, buffer)
     write_file(path, buffer.getbuffer())
 
@@ -197,7 +197,7 @@ def memory_format(device):
 
 # ---- the command line ------------------------------------------------------------------------
 def start(main, stopped="stopped"):
-    """Call a script's main(). An outside error ends in one line, a bug in a traceback."""
+    """Call a script's main(). An error from outside ends in one line, a bug in a traceback."""
     try:
         main()
     except KeyboardInterrupt:

@@ -1,10 +1,10 @@
 """Train the paper's network on CIFAR-10 (paper section 2.2), from the images to the test accuracy.
 
-    python train.py                     # the paper's recipe; best on a GPU
-    python train.py --recipe quick      # a smaller network: an hour or two on two CPU cores
-    python train.py --blocks 1 1 1 --widths 16 32 64 --epochs 5 --lr 3e-3       # in minutes
+    python train.py                             # the paper's recipe; best on a GPU
+    python train.py --recipe quick --out quick  # a smaller network: an hour or two on two CPU cores
+    python train.py --blocks 1 1 1 --widths 16 32 64 --epochs 5 --lr 3e-3 --out small    # minutes
     python train.py --data fake --blocks 1 1 1 --widths 8 16 32 --epochs 3 --lr 3e-3 --out fake
-    python train.py --resume            # continues after an interruption
+    python train.py --recipe quick --out quick --resume     # continues it after an interruption
 
 Writes into --out: best.pt (highest validation accuracy; without validation the last epoch),
 last.pt (which --resume continues), log.csv (a row per epoch), curves.png, and at the end
@@ -54,7 +54,7 @@ def train_step(parts, x, target, label_smoothing):
         loss = F.cross_entropy(logits, target, label_smoothing=label_smoothing)
     # scale() acts only in float16, where small gradients would become 0
     parts.scaler.scale(loss).backward()
-    parts.scaler.step(parts.optimizer)      # AdamW: w -= lr * (mean(g) / rms(g) + decay * w)
+    parts.scaler.step(parts.optimizer)      # AdamW: w -= lr * (mean / rms of past g + decay * w)
     parts.scaler.update()
     parts.scheduler.step()
     return loss.detach(), logits.detach()
@@ -95,7 +95,7 @@ def evaluate(parts, images, labels):
     """{"val_loss", "val_acc"} of parts.predictor, {} if nothing is held out."""
     if len(images) == 0:
         return {}
-    logits = predict(parts.predictor, images, parts.dtype)                    # (N, 10)
+    logits = predict(parts.predictor, images, parts.dtype)      # (N, 10); eval mode, no gradients
     return {"val_loss": F.cross_entropy(logits, labels).item(), "val_acc": accuracy(logits, labels)}
 
 
@@ -138,8 +138,8 @@ def main(argv=None):
 def build(args, count, device):
     """What training needs, in one namespace. SystemExit if `count` images are fewer than a batch.
 
-    model: what is trained; network: the same, perhaps compiled; predictor: what is evaluated and
-    what best.pt holds, with --ema an average of the model, without it the model itself.
+    model: what is trained; network: the same, or compiled (on a GPU into CUDA graphs, per size);
+    predictor: what is evaluated and kept in best.pt, the model or, with --ema, its average.
     """
     torch.manual_seed(args.seed)
     steps = count // args.batch_size
@@ -194,7 +194,7 @@ def update_average(parts, decay):
     decay = min(decay, (1 + updates) / (10 + updates))
     now = parts.model.state_dict()
     for name, average in parts.predictor.state_dict().items():
-        if average.is_floating_point():
+        if average.is_floating_point():         # all but batch norm's counts of steps
             average.lerp_(now[name], 1 - decay)
 
 
@@ -243,7 +243,7 @@ def restore(path, parts, args):
 
 
 def settings(args):
-    """The flags that a result depends on. Those of the machine may change when a run is resumed."""
+    """Flags that a result depends on. Left out: --recipe, which sets others, and the machine's."""
     free = ("recipe", "out", "resume", "device", "amp", "compile", "deterministic")
     kept = {name: value for name, value in vars(args).items() if name not in free}
     return kept | {"data": "fake" if args.data == "fake" else "cifar10"}
@@ -340,7 +340,7 @@ def parse_args(argv=None):
          help="image sizes, for equal shares of the epochs: take no more sizes than epochs; "
          "evaluation is always at 32")
     flag("--group", type=count, default=250, help="images that share one random augmentation")
-    parser.set_defaults(**RECIPES[parser.parse_args(argv).recipe])
+    parser.set_defaults(**RECIPES[parser.parse_args(argv).recipe])      # typed flags still win
     return parser.parse_args(argv)
 
 
