@@ -49,9 +49,12 @@ def usual_epoch(images, labels, args):
     device = images.device
     model = ResNet(args.blocks, args.widths, not args.plain).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
-    batches = iter(DataLoader(list(zip(pictures(images), labels.tolist())), args.batch_size,
-                              shuffle=True, drop_last=True, num_workers=os.cpu_count(),
-                              collate_fn=collate, pin_memory=device.type == "cuda"))
+    loader = DataLoader(list(zip(pictures(images), labels.tolist())), args.batch_size,
+                        shuffle=True, drop_last=True, num_workers=os.cpu_count(),
+                        persistent_workers=True, collate_fn=collate,
+                        pin_memory=device.type == "cuda")
+    next(iter(loader))      # on Windows and macOS each worker first imports torch
+    batches = iter(loader)
     begin = time.perf_counter()
     for x, y in batches:
         loss = F.cross_entropy(model(x.to(device)), y.to(device),
