@@ -152,7 +152,6 @@ def draw_augmentation(images, names):
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     parser.add_argument("--data", default="data", help='folder of CIFAR-10, or "fake"')
-    parser.add_argument("--out", default="augment.png", metavar="PNG", help="the picture")
     return parser.parse_args(argv)
 
 
@@ -161,8 +160,8 @@ def main(argv=None):
     images, labels = load_data(args.data, train=True)
     torch.manual_seed(0)
     ten = torch.stack([images[labels == c][0] for c in range(CLASSES)])         # (10, 3, 32, 32)
-    save_figure(draw_augmentation(ten, class_names(args.data)), args.out)
-    print(f"{args.out}: ten of {len(images):,} training images and what the network sees of them")
+    save_figure(draw_augmentation(ten, class_names(args.data)), "augment.png")
+    print(f"augment.png: ten of {len(images):,} training images and what the network sees of them")
 
 
 if __name__ == "__main__":

@@ -145,7 +145,7 @@ def read_images(path):
             raise ValueError(f"{len(images):,} images need as many different ids")
     except Exception as error:                  # a damaged file fails in any of a dozen ways
         raise SystemExit(f"error: cannot read images from {str(path)!r} ({error!r:.300}): --input "
-                         f"takes a .pkl, a {', '.join(PICTURES)}, or a folder of these") from None
+                         f"takes .pkl, {', '.join(PICTURES)}, or a folder of pictures") from None
     return ids, images
 
 

@@ -194,12 +194,13 @@ def test_split_is_disjoint_balanced_and_stable():
         assert_refused("multiples of 10.* no more than 1,000", data.split, labels, val_size, train_size, 3)
 
 
-def test_fake_data_is_the_same_each_time_and_its_augmentation_is_drawn(tmp_path):
+def test_fake_data_is_the_same_each_time_and_its_augmentation_is_drawn(tmp_path, monkeypatch):
     a, b = (data.fake_data.__wrapped__(train=True)[0] for _ in range(2))
     assert torch.equal(a, b) and a.shape == (10_000, 3, 32, 32) and a.dtype == torch.uint8
     assert not torch.equal(a[:2000], data.fake_data(train=False)[0])
-    data.main(["--data", "fake", "--out", str(tmp_path / "a.png")])
-    assert Image.open(tmp_path / "a.png").width > 500
+    monkeypatch.chdir(tmp_path)
+    data.main(["--data", "fake"])
+    assert Image.open("augment.png").width > 500
 
 
 def test_download_goes_on_until_a_mirror_gives_the_official_bytes(tmp_path, monkeypatch, capsys):
@@ -643,8 +644,8 @@ LIES = {                # what is in a file, and a word of why it is refused
 # ---- wrong input -----------------------------------------------------------------------------------
 EXISTS = "(File|when that file already) exists: "           # as Linux and as Windows say it
 WRONG_COMMANDS = {f"predict.py --input '{name}'": why for name, (_, why) in LIES.items()} | {
-    "predict.py --input pictures": "2.png: image file is truncated",
-    "predict.py --input 1.png": "cannot identify", "predict.py --input empty": "a .png, .* or a folder of",
+    "predict.py --input pictures": "2.png: image file is truncated", "predict.py --input 1.png": "cannot identify",
+    "predict.py --input empty": "takes .pkl, .png, .* or a folder of pictures",
     "predict.py --input none.pkl": "FileNotFoundError", "predict.py --ckpt no.pt": "FileNotFoundError",
     "predict.py --device cuda:99": "no device 'cuda:99'", "predict.py --device meta": "no device 'meta'",
     "predict.py --out file/x.csv": f"{EXISTS}'file'", "predict.py --out empty": "must be the name of a .csv",
