@@ -8,8 +8,8 @@ A row begins with list, name and command; the rest is empty until the run has en
 only one in its list and ends in -sSEED. Each run has a folder results/LIST/NAME. One with a
 result.json in it is skipped, an interrupted one resumed, so the same command can be typed until
 nothing is left; where the folders are missing, as in a clone, all runs are made anew. Flags of
-train.py behind LIST, such as --data fake --epochs 1, make it a rehearsal: in results/rehearsal,
-which can be deleted, and without a change of runs.csv.
+train.py behind LIST, such as --data fake --epochs 1, make it a rehearsal: in results/rehearsal and
+without a change of runs.csv. Delete that folder before a rehearsal with other flags.
 """
 import argparse
 import csv

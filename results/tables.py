@@ -46,8 +46,8 @@ CLAIMS = {
 
 
 def load_runs():
-    """{list: {name without -sSEED: its rows}} of what has ended; claims/all and claims/tenth are two
-    lists. The machine comes without torch's version."""
+    """{list: {name without -sSEED: its rows}} of what has ended; claims/all and claims/tenth are
+    two lists. The machine comes without torch's version."""
     runs = defaultdict(lambda: defaultdict(list))
     for row in filter(lambda row: row["test_acc"], read_rows(RUNS)):
         list_name, name = f"{row['list']}/{row['name']}".rsplit("/", 1)
