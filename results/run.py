@@ -33,6 +33,11 @@ def read_rows(path):
     return list(csv.DictReader(path.read_text("utf-8-sig").splitlines()))   # -sig: saved by Excel
 
 
+def run_of(row):
+    """LIST/NAME: what a row's run is called, and its folder in results/."""
+    return f"{row['list']}/{row['name']}"
+
+
 def run_one(folder, flags):
     """Train or resume a run that has no result yet; True if it finished.
 
@@ -71,7 +76,7 @@ def record(run, folder):
     rows = read_rows(RUNS)
     columns = list(rows[0])
     for row in rows:
-        if f"{row['list']}/{row['name']}" == run:
+        if run_of(row) == run:
             row |= {column: found[column] for column in columns if column in found}
     write_csv(RUNS, [columns, *([row[column] for column in columns] for row in rows)])
 
@@ -96,9 +101,8 @@ def main(argv=None):
     rows = [row for row in read_rows(RUNS)
             if row["list"] in args.lists and args.only in row["name"]]
     rows.sort(key=lambda row: args.lists.index(row["list"]))        # lists as typed, runs as filed
-    runs = {f"{row['list']}/{row['name']}":
-            [*row["command"].removeprefix("python train.py").split(), "--data", args.data,
-             *args.flags] for row in rows}
+    runs = {run_of(row): [*row["command"].removeprefix("python train.py").split(),
+                          "--data", args.data, *args.flags] for row in rows}
     if args.list:
         for run, flags in runs.items():
             print("python train.py", *flags, "--out", (place / run).relative_to(HERE.parent))

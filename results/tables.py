@@ -13,7 +13,7 @@ from statistics import mean, stdev, variance
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from run import HERE, RUNS, read_rows       # first: it finds the main scripts
+from run import HERE, RUNS, read_rows, run_of       # first: it finds the main scripts
 from model import Help, start, write_file
 
 # Of equally many steps: every image five times; a tenth of them fifty times.
@@ -50,7 +50,7 @@ def load_runs():
     two lists. The machine comes without torch's version."""
     runs = defaultdict(lambda: defaultdict(list))
     for row in filter(lambda row: row["test_acc"], read_rows(RUNS)):
-        list_name, name = f"{row['list']}/{row['name']}".rsplit("/", 1)
+        list_name, name = run_of(row).rsplit("/", 1)
         row["machine"] = row["machine"].rpartition(", torch")[0]
         runs[list_name][name.rpartition("-s")[0]].append(row)
     return runs
