@@ -39,8 +39,7 @@ normalise = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN
 def augmentation(names=PAPER, size=32):
     """The transforms of these names: uint8 (B, 3, 32, 32) -> float32 (B, 3, size, size).
 
-    One call draws ONE crop, one angle, ... for the whole batch. The order is that of `names`, but
-    erasing always comes last: it fills with 0, which is the mean colour only after normalise().
+    One call draws ONE crop, one angle, ... for the whole batch.
     """
     transforms = {
         "rotation": v2.RandomRotation(15),
@@ -50,11 +49,9 @@ def augmentation(names=PAPER, size=32):
         "jitter": v2.ColorJitter(0.2, 0.2, 0.2),    # the strength is ours
         "autoaugment": v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10),
         "trivial": v2.TrivialAugmentWide(),
-        "erasing": v2.RandomErasing(p=0.2),
+        "erasing": v2.RandomErasing(p=0.2, value=[round(255 * m) for m in MEAN]),   # normalised: 0
     }
-    before = [transforms[name] for name in names if name != "erasing"]
-    after = [transforms["erasing"]] if "erasing" in names else []
-    return v2.Compose([*before, v2.Resize(size), normalise, *after])
+    return v2.Compose([*(transforms[name] for name in names), v2.Resize(size), normalise])
 
 
 def augment(images, transform, group):
@@ -136,9 +133,9 @@ def class_names(where):
 # ---- the picture, and the command line -------------------------------------------------------
 def draw_augmentation(images, names):
     """A figure of uint8 images (10, 3, 32, 32) above six augmented versions of each."""
-    mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
-    versions = [augment(images, augmentation(), group) * std + mean for group in [1] * 5 + [10]]
-    tiles = make_grid(torch.cat([images / 255, *versions]).clamp(0, 1), CLASSES, pad_value=1)
+    visible = v2.Compose(augmentation().transforms[:-1])        # without normalise, the last one
+    versions = [augment(images, visible, group) for group in [1] * 5 + [10]]
+    tiles = make_grid(torch.cat([images, *versions]), CLASSES, pad_value=255)
     figure = Figure(figsize=(12, 9), layout="constrained")
     axes = figure.subplots()
     axes.imshow(tiles.permute(1, 2, 0).numpy())

@@ -151,14 +151,15 @@ def test_group_draws_have_the_distribution_of_single_draws_and_a_batch_mixes_the
     assert torch.equal(images, before)
 
 
-def test_papers_augmentation_stands_in_its_order_erases_last_and_follows_from_the_seed():
+def test_papers_augmentation_stands_in_its_order_fills_with_the_mean_and_follows_from_the_seed():
     steps = data.augmentation().transforms
-    assert [type(step).__name__ for step in steps[:5]] == [
-        "RandomRotation", "RandomHorizontalFlip", "RandomCrop", "ColorJitter", "AutoAugment"]
+    assert [type(step).__name__ for step in steps[:6]] == [
+        "RandomRotation", "RandomHorizontalFlip", "RandomCrop", "ColorJitter", "AutoAugment", "RandomErasing"]
     assert steps[0].degrees == [-15, 15] and steps[4].policy.value == "cifar10" and steps[3].hue is None
     assert steps[3].brightness == steps[3].contrast == steps[3].saturation == (0.8, 1.2)
-    assert steps[6] is data.normalise and type(steps[7]).__name__ == "RandomErasing" and steps[7].p == 0.2
-    assert len(steps) == 8
+    assert steps[5].p == 0.2 and steps[7] is data.normalise and len(steps) == 8
+    erased = data.normalise(torch.tensor(steps[5].value).to(torch.uint8).view(3, 1, 1))
+    assert erased.abs().max() < 0.01                            # black would be -2
     images, versions = data.fake_data(train=False)[0][:100], []
     for seed in (0, 0, 1):                                      # so that an epoch can be repeated
         torch.manual_seed(seed)

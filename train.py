@@ -334,7 +334,7 @@ def parse_args(argv=None):
     flag("--dropout", type=share, default=0.0, help="rate before the classifier")
     flag("--ema", type=share, default=0.0, help="decay of the weights' average; 0: no average")
     flag("--augment", nargs="*", choices=[*PAPER, "reflect", "trivial"], default=PAPER,
-         help="transformations in the order given, but erasing last")
+         help="transformations, in the order given")
     flag("--cutmix", type=share, default=0.0, help="share of batches mixed (arXiv:1905.04899)")
     flag("--sizes", type=number(int, 8, 32), nargs="+", default=[32],
          help="image sizes, for equal shares of the epochs: take no more sizes than epochs; "
