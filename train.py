@@ -220,7 +220,7 @@ def save(out, parts, args, history):
 
 def restore(path, parts, args):
     """Put back what save() wrote into last.pt; returns its history. SystemExit if it belongs to
-    another run, or if the best.pt of an earlier epoch is not beside it."""
+    another run."""
     _, checkpoint = load_checkpoint(path)
     saved = checkpoint.get("settings", {})          # a best.pt renamed to last.pt has none
     for name, value in settings(args).items():
@@ -236,10 +236,7 @@ def restore(path, parts, args):
     for p, state in parts.optimizer.state.items():
         for name in ("exp_avg", "exp_avg_sq"):
             state[name] = torch.empty_like(p).copy_(state[name])
-    history = checkpoint["history"]
-    if best_epoch(history) < len(history) and not path.with_name("best.pt").exists():
-        raise SystemExit(f"error: {str(path)!r} cannot be resumed without its best.pt beside it")
-    return history
+    return checkpoint["history"]
 
 
 def settings(args):
