@@ -312,14 +312,12 @@ def test_sizes_share_the_epochs_and_cutmix_counts_the_larger_share(monkeypatch):
 def test_the_average_forgets_the_untrained_values_and_then_keeps_its_decay(name):
     parts, *_ = ready("--ema 0.99")
     average, now = (part.state_dict()[name] for part in (parts.predictor, parts.model))
-    now.fill_(1)
-    kept = []
-    for update in [*range(44), 10 ** 6]:                        # an epoch of 45,000 images; long after
-        average.fill_(0)
-        parts.scheduler.last_epoch = update * train.EMA_EVERY
+    now.fill_(0)
+    for updates, kept in ((0, 1 / 10), (44, 45 / 54), (10 ** 6, 0.99)):         # at first; after an epoch; long after
+        average.fill_(1)
+        parts.scheduler.last_epoch = updates * train.EMA_EVERY
         train.update_average(parts, 0.99)
-        kept.append(1 - average[0].item())
-    assert kept[0] == pytest.approx(0.1) and math.prod(kept[:44]) < 1e-4 and kept[44] == pytest.approx(0.99)
+        assert average[0].item() == pytest.approx(kept)
 
 
 def test_evaluation_is_exact_on_a_ragged_last_batch():
@@ -358,8 +356,7 @@ def test_best_pt_is_of_the_first_best_epoch_and_has_ordinary_names_when_compiled
     best, last, result = (load(tmp_path / name) for name in ("best.pt", "last.pt", "result.json"))
     assert best["row"]["epoch"] == result["epoch"] == 2 and result["val_acc"] == 0.7
     assert used and not same(best["weights"], last["weights"])
-    images, labels = data.fake_data(train=False)
-    net, _ = model.load_checkpoint(tmp_path / "best.pt")
+    net, (images, labels) = model.load_checkpoint(tmp_path / "best.pt")[0], data.fake_data(train=False)
     assert result["test_acc"] == predict.accuracy(predict.predict(net, images), labels)
     assert best["weights"].keys() == last["states"]["model"].keys() == ready("--plain")[0].model.state_dict().keys()
 
@@ -446,8 +443,7 @@ def test_a_run_moves_from_a_mac_to_another_memory_format_and_precision_and_back(
     run_until(train, "save", 2, tmp_path, "--epochs 3 --amp fp16 --resume")
     assert load(tmp_path / "last.pt")["states"]["scaler"]["scale"] >= 2     # a gradient scaler, as fp16 needs
     run(tmp_path, "--epochs 3 --amp bf16 --resume")
-    rows = history(tmp_path)
-    assert rows[2]["train_loss"] < rows[0]["train_loss"]
+    assert history(tmp_path)[2]["train_loss"] < history(tmp_path)[0]["train_loss"]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -695,7 +691,8 @@ def test_a_wrong_flag_is_argparses_line_and_status_2(capsys, flags, why):
 def test_every_command_of_the_readme_and_of_the_lists_parses(capsys):
     parts = re.findall(r"```.*?```", README, re.DOTALL) + re.findall(r"`[^`\n]+`", README)       # a block, or in a line
     commands = [shlex.split(found)[1:] for part in parts for found in re.findall(r"python [\w./]+\.py[^\n#&`]*", part)]
-    parsers = {name: runpy.run_path(str(HERE / name))["parse_args"] for name in {name for name, *_ in commands}}
+    names = {name for name, *_ in commands} | {"results/robustness.py", "benchmarks/speed.py"}
+    parsers = {name: runpy.run_path(str(HERE / name))["parse_args"] for name in names}      # what they import is there
     assert {"train.py", "predict.py", "data.py", "model.py", "results/run.py"} <= parsers.keys()
     assert re.findall(r"^(\w+) +1,000 ", README, re.MULTILINE) == data.NAMES
     lists = "quick gpu-claims gpu-fast gpu-long gpu-strong gpu-paper claims screen".split()
@@ -706,8 +703,6 @@ def test_every_command_of_the_readme_and_of_the_lists_parses(capsys):
     commands += [shlex.split(line)[1:] for line in out.splitlines()]
     for name, *flags in commands:
         parsers[name](flags)
-    for name in ("results/robustness.py", "benchmarks/speed.py"):
-        runpy.run_path(str(HERE / name))                # what they take from the scripts is there
 
 
 def test_tables_are_what_the_logs_say_and_the_commands_of_the_headline_still_take_their_arithmetic():
@@ -725,8 +720,7 @@ def test_tables_are_what_the_logs_say_and_the_commands_of_the_headline_still_tak
     by_hand = (1024 * (27 * 64 + 8 * 9 * 64 * 64) + 256 * (9 * 64 * 128 + 9 * 9 * 128 * 128 + 64 * 128)
                + 64 * (9 * 128 * 256 + 5 * 9 * 256 * 256 + 128 * 256) + 2560)       # pixels times weights, by stage
     assert results["flop"](vars(train.parse_args([]))) == 6 * 100 * 351 * 128 * by_hand
-    count = sum(p.numel() for p in model.load_checkpoint(HERE / "weights/strong.pt")[0].parameters())
-    assert f"|{count:,}|" in README
+    assert f"|{model.load_checkpoint(HERE / 'weights/strong.pt')[0].parameter_count:,}|" in README
 
 
 def test_a_list_resumes_what_was_interrupted_and_records_what_has_ended_in_its_row(trained, tmp_path, monkeypatch):
