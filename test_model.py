@@ -312,12 +312,14 @@ def test_sizes_share_the_epochs_and_cutmix_counts_the_larger_share(monkeypatch):
 def test_the_average_forgets_the_untrained_values_and_then_keeps_its_decay(name):
     parts, *_ = ready("--ema 0.99")
     average, now = (part.state_dict()[name] for part in (parts.predictor, parts.model))
-    now.fill_(0)
-    for updates, kept in ((0, 1 / 10), (44, 45 / 54), (10 ** 6, 0.99)):         # at first; after an epoch; long after
-        average.fill_(1)
-        parts.scheduler.last_epoch = updates * train.EMA_EVERY
+    now.fill_(1)
+    kept = []
+    for update in [*range(44), 10 ** 6]:                        # an epoch of 45,000 images; long after
+        average.fill_(0)
+        parts.scheduler.last_epoch = update * train.EMA_EVERY
         train.update_average(parts, 0.99)
-        assert average[0].item() == pytest.approx(kept)
+        kept.append(1 - average[0].item())
+    assert kept[0] == pytest.approx(0.1) and math.prod(kept[:44]) < 1e-4 and kept[44] == pytest.approx(0.99)
 
 
 def test_evaluation_is_exact_on_a_ragged_last_batch():
