@@ -89,13 +89,13 @@ def split(labels, val_size, train_size, seed):
 def load_data(where, train):
     """Images and labels: uint8 (N, 3, 32, 32) and int64 (N,). where: a folder, or "fake".
 
-    The folder is cifar-10-batches-py, or holds that or cifar-10-python.tar.gz; else a download
+    The folder may be, or hold, cifar-10-batches-py or cifar-10-python.tar.gz; else a download
     fills it. torchvision checks the MD5 of every file. SystemExit if that fails.
     """
     if where == "fake":
         return fake_data(train)
     root = Path(where).absolute()           # resolve() would replace a link by its target
-    root = root.parent if root.name == "cifar-10-batches-py" else root
+    root = root.parent if root.name in ("cifar-10-batches-py", "cifar-10-python.tar.gz") else root
     root.mkdir(parents=True, exist_ok=True)
     socket.setdefaulttimeout(20)        # seconds of a server's silence; Python would wait forever
     for url in MIRRORS:

@@ -140,7 +140,7 @@ def load_checkpoint(path, device=torch.device("cpu")):
     try:
         with zipfile.ZipFile(path) as archive:
             if archive.testzip():                   # torch.load verifies no checksum
-                raise ValueError("a check sum is wrong")
+                raise ValueError("a checksum is wrong")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         model = ResNet(**checkpoint["config"])
         model.load_state_dict(checkpoint["weights"])    # strict: every name and shape must fit

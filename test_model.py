@@ -206,14 +206,15 @@ def test_fake_data_is_the_same_each_time_and_its_augmentation_is_drawn(tmp_path,
 
 def test_download_goes_on_until_a_mirror_gives_the_official_bytes(tmp_path, monkeypatch, capsys):
     whole = Mock(data=np.full((2, 32, 32, 3), (0, 1, 2), np.uint8), targets=[3, 4])
-    cifar10 = Mock(side_effect=[OSError("no route"), OSError("cut off"), RuntimeError("other bytes"), whole, whole])
+    cifar10 = Mock(side_effect=[OSError("no route"), OSError("cut off"), RuntimeError("other bytes"), *[whole] * 3])
     monkeypatch.setattr(data.datasets, "CIFAR10", cifar10)          # torchvision's checks the MD5 of every file
     images, labels = data.load_data(tmp_path / "cifar-10-batches-py", train=True)
     assert images.shape == (2, 3, 32, 32) and images[1, :, 5, 7].tolist() == [0, 1, 2] and labels.tolist() == [3, 4]
     assert cifar10.call_args == ((tmp_path, True), {"download": True})      # the folder that holds cifar-10-batches-py
     assert [*re.findall("from (http.*): ", capsys.readouterr().out), cifar10.url] == data.MIRRORS
-    data.load_data(tmp_path, train=False)
-    assert cifar10.call_args == ((tmp_path, False), {"download": True})
+    for where in (tmp_path, tmp_path / "cifar-10-python.tar.gz"):
+        data.load_data(where, train=False)
+        assert cifar10.call_args == ((tmp_path, False), {"download": True})
 
 
 # ---- the recipe ------------------------------------------------------------------------------------
@@ -611,7 +612,7 @@ class Evil:
     (lambda good, raw: good | {"weights": {"stem.0.weight": good["weights"]["stem.0.weight"]}}, "Missing key"),
     (lambda good, raw: good | {"config": {"widths": [64, 128, 1000]}}, "parameters, the budget is"),
     (lambda good, raw: raw[:5000], "BadZipFile"),
-    (lambda good, raw: raw[:9000] + bytes(64) + raw[9064:], "check sum")],
+    (lambda good, raw: raw[:9000] + bytes(64) + raw[9064:], "checksum")],
     ids=["code", "no config", "weights are missing", "over the budget", "cut short", "other weights than were written"])
 def test_a_checkpoint_that_is_damaged_or_would_run_code_is_refused(trained, tmp_path, monkeypatch, change, why):
     monkeypatch.chdir(tmp_path)
