@@ -359,7 +359,8 @@ def test_best_pt_is_of_the_first_best_epoch_and_has_ordinary_names_when_compiled
     best, last, result = (load(tmp_path / name) for name in ("best.pt", "last.pt", "result.json"))
     assert best["row"]["epoch"] == result["epoch"] == 2 and result["val_acc"] == 0.7
     assert used and not same(best["weights"], last["weights"])
-    net, (images, labels) = model.load_checkpoint(tmp_path / "best.pt")[0], data.fake_data(train=False)
+    images, labels = data.fake_data(train=False)
+    net, _ = model.load_checkpoint(tmp_path / "best.pt")
     assert result["test_acc"] == predict.accuracy(predict.predict(net, images), labels)
     assert best["weights"].keys() == last["states"]["model"].keys() == ready("--plain")[0].model.state_dict().keys()
 
@@ -446,7 +447,8 @@ def test_a_run_moves_from_a_mac_to_another_memory_format_and_precision_and_back(
     run_until(train, "save", 2, tmp_path, "--epochs 3 --amp fp16 --resume")
     assert load(tmp_path / "last.pt")["states"]["scaler"]["scale"] >= 2     # a gradient scaler, as fp16 needs
     run(tmp_path, "--epochs 3 --amp bf16 --resume")
-    assert history(tmp_path)[2]["train_loss"] < history(tmp_path)[0]["train_loss"]
+    rows = history(tmp_path)
+    assert rows[2]["train_loss"] < rows[0]["train_loss"]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
