@@ -348,6 +348,7 @@ def test_training_learns_and_leaves_every_file(trained):
     logits = predict.predict(net, images[val], model.pick_dtype(torch.device("cpu")))
     assert F.cross_entropy(logits, labels[val]).item() == pytest.approx(best["row"]["val_loss"])
     assert Image.open(trained / "curves.png").width > 500 and not list(trained.glob("*.part"))
+    assert [len(axes.lines) for axes in train.draw_curves(rows).axes] == [2, 2]
 
 
 def test_best_pt_is_of_the_first_best_epoch_and_has_ordinary_names_when_compiled(tmp_path, monkeypatch):
@@ -369,6 +370,7 @@ def test_without_validation_the_last_epoch_counts_and_without_a_terminal_each_ha
     run(tmp_path, "--epochs 2 --val-size 0")
     assert load(tmp_path / "best.pt")["row"]["epoch"] == 2 and "val_acc" not in history(tmp_path)[0]
     assert load(tmp_path / "result.json")["val_acc"] is None
+    assert [len(axes.lines) for axes in train.draw_curves(history(tmp_path)).axes] == [1, 1]
     out, err = capfd.readouterr()
     assert len(re.findall(r"^epoch \d  size 32  lr .*  train_loss .*  train_acc .*  seconds .*$", out, re.M)) == 2
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", out) and err == ""

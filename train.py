@@ -268,8 +268,9 @@ def draw_curves(history):
     figure = Figure(figsize=(12, 4))        # layout="tight" takes half as long again
     for axes, name in zip(figure.subplots(1, 2), ("loss", "acc")):
         for part, label in (("train", "training (augmented)"), ("val", "validation")):
-            points = [(row["epoch"], row.get(f"{part}_{name}", math.nan)) for row in history]
-            axes.plot(*zip(*points), ".-", label=label)
+            if f"{part}_{name}" in history[0]:          # perhaps nothing is held out
+                axes.plot([row["epoch"] for row in history],
+                          [row[f"{part}_{name}"] for row in history], ".-", label=label)
         axes.set(xlabel="epoch", ylabel={"loss": "loss", "acc": "accuracy"}[name])
         axes.grid(alpha=0.3)
         axes.legend()
