@@ -119,11 +119,12 @@ def draw_confusion(matrix, names, title):
 
 
 def draw_mistakes(images, logits, labels, names):
-    """The 24 mistakes that the network is surest of."""
+    """The 24 mistakes that the network is surest of, and how many there are."""
     sure, predicted = logits.softmax(1).max(1)
     wrong = (predicted != labels).nonzero().flatten()
-    wrong = wrong[sure[wrong].argsort(descending=True)][:24]
+    wrong = wrong[sure[wrong].argsort(descending=True)]
     figure = Figure(figsize=(12, 8.5), layout="constrained")
+    figure.suptitle(f"{len(wrong):,} mistakes in {len(images):,} images, the surest first")
     bare = {"frame_on": False, "xticks": [], "yticks": []}
     for axes, i in zip(figure.subplots(4, 6, subplot_kw=bare).flat, wrong):
         axes.imshow(images[i].permute(1, 2, 0).numpy())

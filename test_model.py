@@ -546,6 +546,7 @@ def test_mistakes_are_counted_by_their_true_class_and_shown_surest_first(tmp_pat
     titles = [axes.get_title() for axes in figures["mistakes.png"].axes]
     assert titles == ["said automobile (98%),\nis airplane", "said automobile (95%),\nis airplane",
                       "said airplane (88%),\nis automobile", *[""] * 21]
+    assert [text.get_text() for text in figures["mistakes.png"].texts] == ["3 mistakes in 5 images, the surest first"]
 
 
 def test_a_picture_of_ones_own_is_named_and_leaves_the_csv_alone(trained, tmp_path, monkeypatch, capsys):
