@@ -1,7 +1,7 @@
 """Train the paper's network on CIFAR-10 (paper section 2.2), from the images to the test accuracy.
 
     python train.py                             # the paper's recipe; best on a GPU
-    python train.py --recipe quick --out quick  # a smaller network: half an hour to two on two CPU cores
+    python train.py --recipe quick --out quick  # a smaller network: 0.5 to 2 hours on two CPU cores
     python train.py --blocks 1 1 1 --widths 16 32 64 --epochs 5 --lr 3e-3 --out small    # minutes
     python train.py --data fake --blocks 1 1 1 --widths 8 16 32 --epochs 3 --lr 3e-3 --out fake
     python train.py --recipe quick --out quick --resume     # continues it after an interruption
