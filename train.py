@@ -119,7 +119,7 @@ def main(argv=None):
     if history:
         save(out, parts, args, history)         # a kill may have come between two of its files
     if device.type == "cpu" and parts.model.parameter_count > 3e6:
-        print("ten minutes or more per epoch without a GPU: --recipe quick needs 4% of the compute")
+        print("several minutes per epoch without a GPU: --recipe quick needs 4% of the compute")
     print(f"{parts.model.parameter_count:,} parameters, {args.epochs} epochs of {parts.steps} "
           f"steps, {machine(parts)}", flush=True)
     for epoch in range(len(history) + 1, args.epochs + 1):
